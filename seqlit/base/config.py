@@ -77,11 +77,12 @@ def read_list(
         raise ValueError
     return [kind(i) for i in items]
 
-# %% ../../nbs/base/02_config.ipynb #1a82e8e3
+# %% ../../nbs/base/02_config.ipynb #0a592916
 @dataclass
 class Options:
     "Base of all option groups: typed values, and a plain record of them."
     _name: typing.ClassVar[str | None] = None  # the component it belongs to
+    _given: typing.ClassVar[tuple[str, ...]] = ()  # what `from_values` was given
 
     def __post_init__(self):
         kinds = typing.get_type_hints(type(self))
@@ -106,9 +107,14 @@ class Options:
         mine = {f.name: values[f.name] for f in dataclasses.fields(cls)
                 if f.name in values and not is_unset(values[f.name], kinds[f.name])}
         options = cls(**mine)
+        options._given = tuple(mine)
         if name is not None:
             options._name = name
         return options
+
+    def given(self) -> dict[str, object]:
+        "The values that `from_values` found; what else there is are defaults."
+        return {name: vars(self)[name] for name in self._given}
 
     def record(self) -> dict[str, object]:
         "The values as a plain dictionary, with the component's name as `_name`."
