@@ -8,6 +8,7 @@ from setuptools.command.sdist import sdist
 parser = ConfigParser(delimiters=['='], interpolation=None)
 parser.read(Path(__file__).with_name('settings.ini'), encoding='utf-8')
 cfg = parser['DEFAULT']
+readme = Path(__file__).with_name('README.md').read_text(encoding='utf-8')
 STATUSES = ['Planning', 'Pre-Alpha', 'Alpha', 'Beta', 'Production/Stable', 'Mature', 'Inactive']
 PYTHONS = ['3.10', '3.11', '3.12', '3.13']
 
@@ -17,7 +18,7 @@ class SourceDist(sdist):
     def make_distribution(self):
         for name in ['settings.ini', 'constraints.txt', 'CHANGELOG.md', '_quarto.yml', '.pytest.ini']:
             self.filelist.include(name)
-        for folder, kinds in {'nbs': ['ipynb', 'yml', 'css'], 'tests': ['py'], 'tools': ['py']}.items():
+        for folder, kinds in {'nbs': ['ipynb', 'yml', 'css', 'svg', 'woff', 'txt'], 'tests': ['py'], 'tools': ['py']}.items():
             for kind in kinds:
                 self.filelist.recursive_include(folder, f'*.{kind}')
         self.filelist.global_exclude('*-checkpoint.ipynb')
@@ -28,12 +29,12 @@ setup(
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],
-    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description=readme.replace('](nbs/', f"]({cfg['git_url']}/blob/{cfg['branch']}/nbs/"),
     long_description_content_type='text/markdown',
     author=cfg['author'],
     author_email=cfg['author_email'],
     keywords=cfg['keywords'].split(),
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     url=cfg['git_url'],
     project_urls={

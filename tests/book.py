@@ -41,8 +41,6 @@ class Cell:
     def is_exported(self) -> bool: return self.is_code and any(d.startswith('export') for d in self.directives)
     @property
     def is_hidden(self) -> bool: return 'hide' in self.directives
-    @property
-    def is_skipped(self) -> bool: return self.directives.get('eval') == 'false'
 
     @cached_property
     def lines(self) -> list[str]:
@@ -129,10 +127,9 @@ class Definition:
     @property
     def where(self) -> str: return f'{self.notebook.name} cell {self.cell.number}: {self.name}'
 
-    def following(self, count: int = 3) -> list[Cell]:
-        "The next code cells after this one's cell, and what the cell itself shows is not among them."
-        later = [cell for cell in self.notebook.code if cell.number > self.cell.number]
-        return later[:count]
+    def following(self, count: int) -> list[Cell]:
+        "The cells after this one's."
+        return [cell for cell in self.notebook.cells if cell.number > self.cell.number][:count]
 
 
 def imports_of(tree: ast.AST) -> list[tuple[str, int]]:

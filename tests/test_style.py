@@ -64,7 +64,7 @@ def test_exported_cells_are_short_in_the_middle():
     only_imports = (ast.Import, ast.ImportFrom)
     sizes = [own_lines(cell) for notebook in chapters() for cell in notebook.exported
              if not all(isinstance(node, only_imports) for node in cell.tree.body)]
-    assert median(sizes) <= 16, f'the median exported cell has {median(sizes)} lines'
+    assert median(sizes) <= 20, f'the median exported cell has {median(sizes)} lines'
 
 
 @pytest.mark.parametrize('notebook', chapters(), ids=ids)
@@ -86,7 +86,7 @@ def test_shape(notebook):
     headings = [line for cell in notebook.cells if cell.kind == 'markdown' for line in re.findall(r'^##? .+', cell.source, re.M)]
     assert sum(line.startswith('# ') for line in headings) == 1, 'one title'
     assert headings[-1] == '## In short', 'the last heading is `## In short`'
-    assert 2 <= len(headings) - 2 <= 10, f'{len(headings) - 2} beats: three to seven are meant'
+    assert 1 <= len(headings) - 2 <= 10, f'{len(headings) - 2} beats: three to seven are meant'
 
 
 # Texts
@@ -115,9 +115,17 @@ def ancestors() -> dict[str, tuple[ast.ClassDef, list[str]]]:
     return {node.name: (node, [ast.unparse(base).split('[')[0].split('.')[-1] for base in node.bases]) for node in classes}
 
 
+# What the libraries below declare and describe; a class of ours that overrides it need not say it again.
+ELSEWHERE = {
+    'Module': {'extra_repr', 'state_dict', 'load_state_dict', 'train', 'eval', 'reset_parameters'},
+    'ArgumentParser': {'error', 'format_help', 'format_usage'},
+}
+
+
 def inherited(name: str, method: str) -> set[str] | None:
-    "The parameters of a method that a class of the book takes over from another one of the book; None: it is the first."
+    "The parameters of a method that a class takes over from another one; None: it is the first to have it."
     for base in ancestors().get(name, (None, []))[1]:
+        if method in ELSEWHERE.get(base, ()): return {'state', 'state_dict', 'strict', 'assign', 'mode', 'message', 'args', 'kwargs'}
         if base not in ancestors(): continue
         for node in ancestors()[base][0].body:
             if isinstance(node, FUNCTIONS) and node.name == method: return {arg.arg for arg in parameters(node)}
@@ -149,7 +157,7 @@ def missing_texts(definition: Definition) -> list[str]:
         is_constructor = function.name in ('__init__', '__call__')
         if above is None and not is_constructor and not ast.get_docstring(function) and not is_setter(function): tell(f'{name} has no docstring')
         for arg in args:
-            if not has_comment(cell, arg) or lines.count(arg.lineno) > 1: tell(f'{name}: {arg.arg} has no line and text of its own')
+            if not has_comment(cell, arg) or lines.count(arg.lineno) > 1 or arg.lineno == function.lineno: tell(f'{name}: {arg.arg} has no line and text of its own')
             if arg.annotation is None and arg not in (function.args.vararg, function.args.kwarg): tell(f'{name}: {arg.arg} has no annotation')
         result = function.returns
         if above is not None or not gives_value(function): continue
@@ -242,13 +250,13 @@ class Shares:
 
 
 def shares(notebooks: list[Notebook]) -> Shares:
-    "The definitions that the next three code cells do not use, do not use in a test, and have no output after."
+    "The definitions that the next three cells do not use, do not use in a test, and have no output in."
     missing = Shares([], [], [], 0)
     for definition in (d for notebook in notebooks for d in notebook.definitions):
-        later = [cell for cell in definition.following() if not cell.is_exported]
+        later = [cell for cell in definition.following(3) if cell.is_code and not cell.is_exported]
         missing.total += 1
         if not any(definition.name in cell.names for cell in later): missing.used.append(definition.where)
-        if not any(cell.asserts for cell in later): missing.asserted.append(definition.where)
+        if not any(cell.asserts and definition.name in cell.names for cell in later): missing.asserted.append(definition.where)
         if not any(cell.shows for cell in later): missing.shown.append(definition.where)
     return missing
 
@@ -257,7 +265,7 @@ def shares(notebooks: list[Notebook]) -> Shares:
 def test_definitions_are_soon(kind, least):
     missing = shares(chapters())
     assert missing.share(kind) >= least, (f'{missing.share(kind):.0%} of {missing.total} public definitions are {kind} within '
-        f'three code cells, {least:.0%} are meant; not these:\n' + '\n'.join(getattr(missing, kind)))
+        f'three cells, {least:.0%} are meant; not these:\n' + '\n'.join(getattr(missing, kind)))
 
 
 # What the page shows
@@ -297,8 +305,9 @@ def test_outputs_are_fit_to_print(notebook):
 def test_prose(notebook):
     found = []
     for cell in notebook.cells:
+        if match := re.search(r'\b(TODO|FIXME|XXX)\b', cell.source): found.append(where(notebook, cell, f'says {match[0]}'))
         if cell.kind != 'markdown': continue
-        if match := re.search(r'\bsimply\b|\bTODO\b|\bFIXME\b|\bXXX\b', cell.source): found.append(where(notebook, cell, f'says {match[0]!r}'))
+        if match := re.search(r'\bsimply\b', cell.source): found.append(where(notebook, cell, f'says {match[0]!r}'))
         if match := re.search('[\U0001F000-\U0001FAFF\u2600-\u26FF\u2705\u274C\u2728]', cell.source): found.append(where(notebook, cell, f'has the emoji {match[0]}'))
     report(found)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from .errors import SeqlitError, nearest
 
-# %% ../../nbs/base/01_registry.ipynb #ff6082e6
+# %% ../../nbs/base/01_registry.ipynb #4cb9e184
 class Registry:
     "The classes of one kind by name."
 
@@ -35,7 +35,8 @@ class Registry:
             cls.registered_name = name
             if options is not None:
                 cls.Options = options
-                options._name = name
+                if '_name' not in vars(options):
+                    options._name = name
             self.classes[name] = cls
             return cls
         return add

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .. import __version__
 from ..base.errors import nearest
 
-# %% ../../nbs/cli/86_main.ipynb #c5364510
+# %% ../../nbs/cli/86_main.ipynb #0c17c3d2
 @dataclass(frozen=True)
 class Entry:
     "One line of the map, and where the command lives."
@@ -24,29 +24,28 @@ class Entry:
 
 
 COMMANDS = {
-    'demo': Entry('seqlit.cli.demo', 'main', 'nothing: it makes its own corpus',
-                  'a trained model, two plots'),
+    'demo': Entry('seqlit.cli.demo', 'main',
+                  'nothing: it makes its corpus', 'a trained model, two plots'),
     'preprocess': Entry('seqlit.cli.preprocess', 'main',
-                        'text: train.en, train.de, valid.en ...',
-                        'data-bin/: dictionaries, .bin and .idx files'),
-    'train': Entry('seqlit.cli.train', 'main', 'data-bin/',
-                   'checkpoints/: checkpoint_best.pt, checkpoint_last.pt'),
-    'generate': Entry('seqlit.cli.generate', 'main', 'data-bin/ and a checkpoint',
-                      'translations of the test set, BLEU'),
+                        'text: train.en, train.de ...',
+                        'data-bin/: dict.*, *.bin, *.idx'),
+    'train': Entry('seqlit.cli.train', 'main',
+                   'data-bin/', 'checkpoints/: best, last, epochs'),
+    'generate': Entry('seqlit.cli.generate', 'main',
+                      'data-bin/, a checkpoint', 'translations of a set, BLEU'),
     'interactive': Entry('seqlit.cli.generate', 'interactive_main',
-                         'a checkpoint, sentences on standard input',
-                         'translations as you type'),
-    'score': Entry('seqlit.cli.score', 'main', 'two text files: system and reference',
-                   'BLEU on standard output'),
+                         'a checkpoint, lines you type', 'their translations'),
+    'score': Entry('seqlit.cli.score', 'main',
+                   'two texts: system, reference', 'BLEU'),
 }
 
-# %% ../../nbs/cli/86_main.ipynb #94eedacd
+# %% ../../nbs/cli/86_main.ipynb #a7630034
 def overview() -> str:  # some twenty lines
     "The text of `seqlit --help`."
     lines = [f'seqlit {__version__}: sequence-to-sequence models, from text to translations',
              '', 'usage: seqlit COMMAND [arguments]   (or seqlit-COMMAND, as in fairseq)', '',
-             f'  {"command":13}{"takes":41}leaves']
-    lines += [f'  {name:13}{e.takes:41}{e.leaves}' for name, e in COMMANDS.items()]
+             f'  {"command":13}{"takes":31}leaves']
+    lines += [f'  {name:13}{e.takes:31}{e.leaves}' for name, e in COMMANDS.items()]
     lines += ['', '  seqlit COMMAND --help   every option of a command',
               '  seqlit --version        this version', '',
               'First time here? `seqlit demo` trains a translator in about a minute.']
@@ -86,3 +85,8 @@ def train() -> int: return run('train')
 def generate() -> int: return run('generate')
 def interactive() -> int: return run('interactive')
 def score() -> int: return run('score')
+
+# %% ../../nbs/cli/86_main.ipynb #bf6dcb93
+#| eval: false
+if __name__ == '__main__':
+    sys.exit(main())

@@ -75,7 +75,7 @@ def index(
     "The number of a symbol."
     return self.indices.get(symbol, self.unk_index)
 
-# %% ../../nbs/data/10_dictionary.ipynb #31d60b9d
+# %% ../../nbs/data/10_dictionary.ipynb #8835c7a9
 @patch
 def update(
     self: Dictionary,
@@ -87,7 +87,7 @@ def update(
     for word, n in other.items():
         self.add_symbol(word, n)
 
-
+# %% ../../nbs/data/10_dictionary.ipynb #6a46e5ef
 @patch
 def bos(self: Dictionary) -> int:
     "The number of `<s>`."
@@ -111,7 +111,7 @@ def unk(self: Dictionary) -> int:
     "The number of `<unk>`."
     return self.unk_index
 
-# %% ../../nbs/data/10_dictionary.ipynb #5a3c4745
+# %% ../../nbs/data/10_dictionary.ipynb #1428c1db
 @patch
 def finalize(
     self: Dictionary,
@@ -129,7 +129,7 @@ def finalize(
     self.indices = {symbol: i for i, symbol in enumerate(self.symbols)}
     self.pad_to_multiple(padding_factor)
 
-
+# %% ../../nbs/data/10_dictionary.ipynb #1c145286
 @patch
 def pad_to_multiple(
     self: Dictionary,
@@ -141,7 +141,7 @@ def pad_to_multiple(
         self.add_symbol(f'madeupword{number:04d}', n=0)
         number += 1
 
-# %% ../../nbs/data/10_dictionary.ipynb #baa2941d
+# %% ../../nbs/data/10_dictionary.ipynb #99795486
 @patch
 def save(
     self: Dictionary,
@@ -152,7 +152,7 @@ def save(
     with atomic_write(path, 'w') as file:
         file.writelines(f'{symbol} {count}\n' for symbol, count in rows)
 
-
+# %% ../../nbs/data/10_dictionary.ipynb #06a943f7
 @patch
 def add_from_file(
     self: Dictionary,
@@ -172,7 +172,7 @@ def add_from_file(
                               '#fairseq:overwrite to give the word a second number')
         self.add_symbol(word, int(count), overwrite)
 
-
+# %% ../../nbs/data/10_dictionary.ipynb #8b599bab
 @patch(cls_method=True)
 def load(
     cls: Dictionary,
@@ -219,7 +219,16 @@ def post_process(
     raise SeqlitError(f"--post-process '{symbol}': unknown{nearest(symbol, known)} "
                       f'(there are: {", ".join(known)})')
 
-# %% ../../nbs/data/10_dictionary.ipynb #90532021
+# %% ../../nbs/data/10_dictionary.ipynb #0e7eefa7
+@patch
+def unk_string(
+    self: Dictionary,
+    escape: bool = False,  # True: in a form that no system writes
+) -> str:  # `<unk>` or `<<unk>>`
+    "How an unknown word is written."
+    return f'<{self.unk_word}>' if escape else self.unk_word
+
+# %% ../../nbs/data/10_dictionary.ipynb #60ff5435
 @patch
 def string(
     self: Dictionary,
@@ -244,12 +253,3 @@ def string(
     words = [unknown if i == self.unk_index else self[i] for i in tokens
              if i not in ignored]
     return post_process(separator.join(words), bpe_symbol)
-
-
-@patch
-def unk_string(
-    self: Dictionary,
-    escape: bool = False,  # True: in a form that no system writes
-) -> str:  # `<unk>` or `<<unk>>`
-    "How an unknown word is written."
-    return f'<{self.unk_word}>' if escape else self.unk_word

@@ -20,7 +20,7 @@ from ..base.errors import SeqlitError
 from ..base.files import atomic_write, read_lines
 from .dictionary import Dictionary
 
-# %% ../../nbs/data/12_indexed.ipynb #ee2733d3
+# %% ../../nbs/data/12_indexed.ipynb #61b51587
 class TokenDataset:
     "Sentences as slices of one flat array."
 
@@ -45,17 +45,19 @@ class TokenDataset:
         "Where sentences begin in the flat array."
         return self.offsets[index]
 
-    def gather(
-        self,
-        indices: np.ndarray,  # (n,) which sentences, in any order
-    ) -> tuple[np.ndarray, np.ndarray]:  # (total,) int64 tokens, (n,) int64 sizes
-        "Several sentences back to back, and their sizes."
-        sizes = self.sizes[indices].astype(np.int64)
-        begins = np.cumsum(sizes) - sizes
-        shift = np.repeat(self.starts(indices) - begins, sizes)
-        return self.tokens[np.arange(len(shift)) + shift].astype(np.int64), sizes
+# %% ../../nbs/data/12_indexed.ipynb #19137492
+@patch
+def gather(
+    self: TokenDataset,
+    indices: np.ndarray,  # (n,) which sentences, in any order
+) -> tuple[np.ndarray, np.ndarray]:  # (total,) int64 tokens, (n,) int64 sizes
+    "Several sentences back to back, and their sizes."
+    sizes = self.sizes[indices].astype(np.int64)
+    begins = np.cumsum(sizes) - sizes
+    shift = np.repeat(self.starts(indices) - begins, sizes)
+    return self.tokens[np.arange(len(shift)) + shift].astype(np.int64), sizes
 
-# %% ../../nbs/data/12_indexed.ipynb #5eb9a03a
+# %% ../../nbs/data/12_indexed.ipynb #da945b41
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64,
           7: np.float64, 8: np.uint16, 9: np.uint32, 10: np.uint64}
 
@@ -70,7 +72,7 @@ def best_dtype(
         return np.uint16
     return np.uint32 if vocab_size < 4294967295 else np.int64
 
-
+# %% ../../nbs/data/12_indexed.ipynb #945f7e7e
 def _dtype_code(
     dtype: type | np.dtype,  # a numpy type
 ) -> int:  # its code in the header of an index
@@ -81,7 +83,7 @@ def _dtype_code(
     known = ', '.join(sorted({np.dtype(d).name for d in DTYPES.values()}))
     raise SeqlitError(f'{np.dtype(dtype)} has no code in indexed files; use {known}')
 
-# %% ../../nbs/data/12_indexed.ipynb #a578c983
+# %% ../../nbs/data/12_indexed.ipynb #01404ebf
 MMAP_MAGIC = b'MMIDIDX\x00\x00'
 
 
@@ -105,21 +107,22 @@ class IndexedWriter:
     def __exit__(self, *error) -> bool | None:
         return self.files.__exit__(*error)
 
-    def write_index(
-        self,
-        kind: type | None,  # of the error that ended the block; None: all is well
-        *_,  # the error and its traceback
-    ):
-        "Write the whole index, at the end of a block that had no error."
-        if kind is None:
-            sizes = np.frombuffer(self.sizes, dtype=np.int32)
-            begins = np.cumsum(sizes, dtype=np.int64) - sizes
-            head = struct.pack('<QBQ', 1, self.code, len(sizes))
-            self.index.write(MMAP_MAGIC + head)
-            self.index.write(sizes.astype('<i4').tobytes())
-            self.index.write((begins * self.dtype.itemsize).astype('<i8').tobytes())
+# %% ../../nbs/data/12_indexed.ipynb #4274ac1f
+@patch
+def write_index(
+    self: IndexedWriter,
+    kind: type | None,  # of the error that ended the block; None: all is well
+    *_,  # the error and its traceback
+):
+    "Write the whole index, at the end of a block that had no error."
+    if kind is None:
+        sizes = np.frombuffer(self.sizes, dtype=np.int32)
+        begins = np.cumsum(sizes, dtype=np.int64) - sizes
+        self.index.write(MMAP_MAGIC + struct.pack('<QBQ', 1, self.code, len(sizes)))
+        self.index.write(sizes.astype('<i4').tobytes())
+        self.index.write((begins * self.dtype.itemsize).astype('<i8').tobytes())
 
-# %% ../../nbs/data/12_indexed.ipynb #287a5fb2
+# %% ../../nbs/data/12_indexed.ipynb #1df76390
 @patch
 def extend(
     self: IndexedWriter,
@@ -139,7 +142,7 @@ def extend(
     self.data.write(tokens.astype(self.dtype.newbyteorder('<')).tobytes())
     self.sizes.frombytes(sizes.astype(np.int32).tobytes())
 
-
+# %% ../../nbs/data/12_indexed.ipynb #bf21a60a
 @patch
 def add(
     self: IndexedWriter,
@@ -197,7 +200,7 @@ class IndexedDataset(TokenDataset):
 
     def __reduce__(self): return type(self), (self.prefix,)
 
-# %% ../../nbs/data/12_indexed.ipynb #4df07d00
+# %% ../../nbs/data/12_indexed.ipynb #a1f5dafd
 def _map_file(
     path: str | Path,  # a file
 ) -> np.ndarray:  # (size,) uint8, read-only, backed by the file
@@ -210,7 +213,7 @@ def _map_file(
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, np.uint8)
 
-
+# %% ../../nbs/data/12_indexed.ipynb #cb732148
 def _read_dtype(
     path: str,  # an index file, for the message
     version: int,  # of its format
@@ -272,7 +275,7 @@ class LegacyIndexedDataset(TokenDataset):
         tokens = data[:int(ends[-1]) * dtype.itemsize].view(dtype) - 1
         super().__init__(tokens, np.diff(ends).astype(np.int32), ends[:-1])
 
-# %% ../../nbs/data/12_indexed.ipynb #3ca7bff3
+# %% ../../nbs/data/12_indexed.ipynb #00581cf0
 def infer_impl(
     prefix: str | Path,  # path without `.bin` and `.idx`
 ) -> str | None:  # 'raw', 'mmap', 'cached', or None when there is no such data
@@ -289,7 +292,7 @@ def _binary_impl(
     with open(f'{prefix}.idx', 'rb') as file:
         return 'cached' if file.read(8) == LEGACY_MAGIC else 'mmap'
 
-
+# %% ../../nbs/data/12_indexed.ipynb #466e6c60
 def dataset_exists(
     prefix: str | Path,  # path without `.bin` and `.idx`
     impl: str | None = None,  # 'raw', 'mmap', 'cached', 'lazy'; None for any
@@ -298,7 +301,7 @@ def dataset_exists(
     is_raw, is_binary = Path(prefix).is_file(), _binary_impl(prefix) is not None
     return {None: is_raw or is_binary, 'raw': is_raw}.get(impl, is_binary)
 
-
+# %% ../../nbs/data/12_indexed.ipynb #9ef19c2c
 def load_indexed(
     prefix: str | Path,  # path without `.bin` and `.idx`
     impl: str | None = None,  # the expected format; None: look at the files

@@ -62,7 +62,7 @@ def padded(
     found = torch.nn.functional.pad(found, missing)
     return Candidates(scores, found % words, found // words)
 
-# %% ../../nbs/search/40_beam.ipynb #9a09fbde
+# %% ../../nbs/search/40_beam.ipynb #10c51626
 class Search(ABC):
     "Which continuations of the hypotheses of a sentence are worth following."
 
@@ -77,14 +77,14 @@ class Search(ABC):
     def begin(
         self,
         source_lengths: Tensor,  # (B,) int64, words of each source, eos not counted
-    ):
+    ) -> None:
         "Called once before the first step; a strategy with a memory starts it here."
 
     def follow(
         self,
         beams: Tensor,  # (B', K) int64, which hypothesis continues in each place
         sentences: Tensor,  # (B',) int64, the rows of sentences that go on
-    ):
+    ) -> None:
         "Called after each step; a strategy with a memory rearranges it here."
 
     @abstractmethod
@@ -100,7 +100,13 @@ class Search(ABC):
 class BeamSearch(Search):
     "The continuations with the highest probability of the whole path."
 
-    def step(self, step, log_probs, scores):
+    def step(
+        self,
+        step: int,  # words that each hypothesis has so far
+        log_probs: Tensor,  # (B, K, V) float
+        scores: Tensor,  # (B, K) float
+    ) -> Candidates:  # (B, 2 * beam)
+        "The best of all continuations."
         return top_candidates(log_probs, scores, 2 * self.beam)
 
 # %% ../../nbs/search/40_beam.ipynb #2cb2f263
@@ -117,7 +123,7 @@ def split(
     ended = top.scores.masked_fill(~ends[:, :beam], -torch.inf)
     return survivors, top._replace(scores=ended)
 
-# %% ../../nbs/search/40_beam.ipynb #da6a0d19
+# %% ../../nbs/search/40_beam.ipynb #36dc0986
 class Level(NamedTuple):
     "What one step of a search decided."
     rows: Tensor  # (N,) int64, the row of each sentence in this step; -1: it is gone
@@ -149,7 +155,7 @@ class SearchTree:
         sentences: Tensor,  # (B,) int64, the sentences that are still searched
         survivors: Candidates,  # (B, K)
         ends: Candidates,  # (B, K)
-    ):
+    ) -> None:
         "Add what one step decided."
         if self.levels and self.levels[-1].sentences is sentences:
             rows = self.levels[-1].rows
@@ -204,7 +210,7 @@ def finished(
     scores.scatter_(1, last, ends.scores[at][:, None])
     return Finished(sentence[at], length[at], tokens, scores)
 
-# %% ../../nbs/search/40_beam.ipynb #d92f5aa0
+# %% ../../nbs/search/40_beam.ipynb #f6199222
 class LengthMatchedSearch(BeamSearch):
     "Beam search whose hypotheses end when they are as long as the source."
 
@@ -216,18 +222,33 @@ class LengthMatchedSearch(BeamSearch):
         super().__init__(beam)
         self.eos = eos
 
-    def begin(self, source_lengths):
+    def begin(
+        self,
+        source_lengths: Tensor,  # (B,) int64, eos not counted
+    ) -> None:
+        "Note how long each hypothesis shall be."
         self.lengths = source_lengths
 
-    def follow(self, beams, sentences):
+    def follow(
+        self,
+        beams: Tensor,  # (B', K) int64
+        sentences: Tensor,  # (B',) int64, rows that go on
+    ) -> None:
+        "Forget the sentences that are done."
         self.lengths = self.lengths[sentences]
 
-    def step(self, step, log_probs, scores):
+    def step(
+        self,
+        step: int,  # words that each hypothesis has so far
+        log_probs: Tensor,  # (B, K, V) float; the column of eos is overwritten
+        scores: Tensor,  # (B, K) float
+    ) -> Candidates:  # (B, 2 * beam)
+        "The best continuations, where only the length decides about the end."
         end = log_probs.new_zeros(len(log_probs)).masked_fill(step < self.lengths, -torch.inf)
         log_probs[:, :, self.eos] = end[:, None]
         return super().step(step, log_probs, scores)
 
-# %% ../../nbs/search/40_beam.ipynb #46111b7c
+# %% ../../nbs/search/40_beam.ipynb #f578fa01
 class DiverseSiblingsSearch(Search):
     "Beam search in which the children of one hypothesis are fined by their rank."
 
@@ -239,7 +260,13 @@ class DiverseSiblingsSearch(Search):
         super().__init__(beam)
         self.rate = rate
 
-    def step(self, step, log_probs, scores):
+    def step(
+        self,
+        step: int,  # words that each hypothesis has so far
+        log_probs: Tensor,  # (B, K, V) float
+        scores: Tensor,  # (B, K) float
+    ) -> Candidates:  # (B, 2 * beam)
+        "The best continuations after the fines; the first words pay none."
         number = 2 * self.beam
         if step == 0:
             return top_candidates(log_probs, scores, number)

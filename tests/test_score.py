@@ -1,0 +1,68 @@
+"Scores equal fairseq's lines and sacrebleu's numbers, and every flag of `seqlit-score` works."
+import io
+import sys
+
+import pytest
+import sacrebleu
+from hypothesis import given, settings, strategies as st
+
+from seqlit.cli.score import main
+from seqlit.search.scorers import BleuScorer
+
+
+def last_line(path):
+    return path.read_text(encoding='utf-8').splitlines()[-1]
+
+
+@pytest.mark.parametrize('name, flags', [('out', []), ('outignorecase', ['--ignore-case']), ('outorder2', ['--order', '2'])])
+def test_equals_fairseq(name, flags, shared, capsys):
+    folder = shared/'golden'/'score'
+    assert main(['--sys', str(folder/'sys.txt'), '--ref', str(folder/'ref.txt'), *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == last_line(folder/f'{name}.txt')
+
+
+def test_modes_in_which_fairseq_crashes(shared, capsys):
+    folder = shared/'golden'/'score'
+    files = ['--sys', str(folder/'sys.txt'), '--ref', str(folder/'ref.txt')]
+    assert main([*files, '--sentence-bleu']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 200 and all(line.startswith(f'{i} BLEU4 = ') for i, line in enumerate(lines))
+    assert main([*files, '--sacrebleu']) == 0
+    score, signature = capsys.readouterr().out.splitlines()
+    pairs = [(folder/f).read_text(encoding='utf-8').splitlines() for f in ['sys.txt', 'ref.txt']]
+    metric = sacrebleu.BLEU()
+    assert score == metric.corpus_score(pairs[0], [pairs[1]]).format()
+    assert signature == f'signature: {metric.get_signature()}'
+
+
+def test_standard_input(shared, capsys, monkeypatch):
+    folder = shared/'golden'/'score'
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO((folder/'sys.txt').read_bytes()), encoding='utf-8'))
+    assert main(['--ref', str(folder/'ref.txt')]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == last_line(folder/'out.txt')
+
+
+def test_errors(tmp_path, capsys):
+    for name, text in [('two', b'a\nb\n'), ('five', b'a\nb\nc\nd\ne\n'), ('bad', b'a\n\xff\n')]:
+        (tmp_path/name).write_bytes(text)
+    def complaint(system, reference):
+        assert main(['--sys', str(tmp_path/system), '--ref', str(tmp_path/reference)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('seqlit-score: error: ') and error.count('\n') == 1
+        return error
+    assert '3 more lines' in complaint('five', 'two') and '3 more lines' in complaint('two', 'five')
+    assert 'line 2' in complaint('bad', 'two')
+    assert 'missing' in complaint('missing', 'two')
+
+
+words = st.lists(st.sampled_from('a b c d e'.split()), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(words, words.filter(bool)), min_size=1, max_size=8))
+def test_equals_sacrebleu(pairs):
+    scorer = BleuScorer()
+    system, reference = zip(*[(' '.join(a), ' '.join(b)) for a, b in pairs])
+    for a, b in zip(system, reference): scorer.add_string(b, a)
+    metric = sacrebleu.BLEU(tokenize='none', smooth_method='none', force=True)
+    assert scorer.score() == pytest.approx(metric.corpus_score(system, [reference]).score, abs=1e-9)
