@@ -111,7 +111,7 @@ def parameter_table(module: Module, function: ast.FunctionDef) -> str:
 
 
 def field_table(module: Module, node: ast.ClassDef) -> str:
-    "The fields of a dataclass; an option shows its help and, if it has more spellings, those."
+    "The fields of a dataclass or named tuple; an option shows its help and, if it has more spellings, those."
     rows = []
     for field in node.body:
         if not isinstance(field, ast.AnnAssign) or field.target.id.startswith('_'): continue
@@ -144,7 +144,7 @@ def entry(module: Module, node: ast.AST, name: str, source: str, depth: int = 2)
         return [head, link, shown, doc, f"*{kinds[0].replace('_', ' ')}*" if kinds else '', parameter_table(module, node)]
     bases = [ast.unparse(base) for base in node.bases]
     parts = [head, link, doc, 'Derived from ' + ', '.join(map(code, bases)) + '.' if bases else '']
-    is_fields = any('dataclass' in ast.unparse(d) for d in node.decorator_list)
+    is_fields = any('dataclass' in ast.unparse(d) for d in node.decorator_list) or {'NamedTuple', 'TypedDict'} & set(bases)
     if is_fields: parts.append(field_table(module, node))
     for method in module.methods[node.name]:
         if method.name == '__init__': parts += [signature(node.name, method), parameter_table(module, method)]

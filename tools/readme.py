@@ -31,7 +31,7 @@ def book_map() -> str:
     rows = []
     for part, about in PARTS.items():
         names = [path.stem.split('_', 1) for path in chapters if path.parent.name == part]
-        links = ', '.join(f'{number} [{name}]({part}/{number}_{name}.ipynb)' for number, name in names)
+        links = ', '.join(f'{number}\u00a0[{name}]({part}/{number}_{name}.ipynb)' for number, name in names)
         if names: rows.append(f'| **{part}** | {about} | {links} |')
     return (f'{MAP}\n\nA chapter is a module: `data/10_dictionary` is `seqlit.data.dictionary`. The numbers are the order in which '
             'they may be read, and in which they import.\n\n| part | what you get | chapters |\n|---|---|---|\n' + '\n'.join(rows))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TokenRows', 'GatheredRows', 'gather_rows', 'SequenceList', 'TruncatedDataset', 'ConcatDataset', 'SequenceDataset',
-           'bucket_widths', 'round_up', 'PairedRows', 'LanguagePairDataset']
+           'bucket_widths', 'round_up', 'PairedRows', 'longest_first', 'LanguagePairDataset']
 
 # %% ../../nbs/data/15_datasets.ipynb #e4ee3b7a
 from abc import ABC, abstractmethod
@@ -305,7 +305,14 @@ class PairedRows:
         padded = [round_up(s, w) for s, w in zip(sizes, self.widths)]
         self.sizes = np.stack(padded, axis=1) if len(padded) > 1 else padded[0]
 
-# %% ../../nbs/data/15_datasets.ipynb #e3a02457
+# %% ../../nbs/data/15_datasets.ipynb #27fb2244
+def longest_first(
+    lengths: np.ndarray,  # (B,) source lengths
+) -> np.ndarray:  # (B,) int64, places of the rows by falling length
+    "The order of rows in a batch; among equals PyTorch's, which fairseq used."
+    return torch.from_numpy(lengths.astype(np.int64)).sort(descending=True)[1].numpy()
+
+
 class LanguagePairDataset(PairedRows, SequenceDataset):
     "Source sentences, and their translations where there are any."
 
@@ -329,14 +336,15 @@ class LanguagePairDataset(PairedRows, SequenceDataset):
         "The batch of these pairs."
         if not samples:
             return {}
-        samples = sorted(samples, key=lambda pair: -len(pair['source']))
+        order = longest_first(np.array([len(pair['source']) for pair in samples]))
+        samples = [samples[i] for i in order]
         ids = np.array([pair['id'] for pair in samples])
         sides = {name: flatten_rows([pair[name] for pair in samples])
                  for name in ('source', 'target', 'alignment')
                  if samples[0].get(name) is not None}
         return self.assemble(ids, **sides)
 
-# %% ../../nbs/data/15_datasets.ipynb #0f83c05b
+# %% ../../nbs/data/15_datasets.ipynb #efe98a71
 @patch
 def batch(
     self: LanguagePairDataset,
@@ -346,7 +354,7 @@ def batch(
     if len(indices) == 0:
         return {}
     indices = np.asarray(indices)
-    indices = indices[np.argsort(-self.src.sizes[indices], kind='stable')]
+    indices = indices[longest_first(self.src.sizes[indices])]
     sides = {'source': self.src, 'target': self.tgt, 'alignment': self.align_dataset}
     return self.assemble(indices, **{name: gather_rows(rows, indices)
                                      for name, rows in sides.items()

@@ -62,7 +62,7 @@ def padded(
     found = torch.nn.functional.pad(found, missing)
     return Candidates(scores, found % words, found // words)
 
-# %% ../../nbs/search/40_beam.ipynb #10c51626
+# %% ../../nbs/search/40_beam.ipynb #012d8780
 class Search(ABC):
     "Which continuations of the hypotheses of a sentence are worth following."
 
@@ -76,14 +76,14 @@ class Search(ABC):
 
     def begin(
         self,
-        source_lengths: Tensor,  # (B,) int64, words of each source, eos not counted
+        source_lengths: Tensor,  # (B,) int64, words of each source, eos counted
     ) -> None:
         "Called once before the first step; a strategy with a memory starts it here."
 
     def follow(
         self,
-        beams: Tensor,  # (B', K) int64, which hypothesis continues in each place
-        sentences: Tensor,  # (B',) int64, the rows of sentences that go on
+        rows: Tensor | None,  # (B' * K,) int64, the old row of each; None: they stay
+        sentences: Tensor | None,  # (B',) int64, those that go on; None: all
     ) -> None:
         "Called after each step; a strategy with a memory rearranges it here."
 
@@ -210,7 +210,7 @@ def finished(
     scores.scatter_(1, last, ends.scores[at][:, None])
     return Finished(sentence[at], length[at], tokens, scores)
 
-# %% ../../nbs/search/40_beam.ipynb #f6199222
+# %% ../../nbs/search/40_beam.ipynb #46117a83
 class LengthMatchedSearch(BeamSearch):
     "Beam search whose hypotheses end when they are as long as the source."
 
@@ -224,18 +224,19 @@ class LengthMatchedSearch(BeamSearch):
 
     def begin(
         self,
-        source_lengths: Tensor,  # (B,) int64, eos not counted
+        source_lengths: Tensor,  # (B,) int64, eos counted
     ) -> None:
         "Note how long each hypothesis shall be."
         self.lengths = source_lengths
 
     def follow(
         self,
-        beams: Tensor,  # (B', K) int64
-        sentences: Tensor,  # (B',) int64, rows that go on
+        rows: Tensor | None,  # not needed here
+        sentences: Tensor | None,  # (B',) int64, those that go on; None: all
     ) -> None:
         "Forget the sentences that are done."
-        self.lengths = self.lengths[sentences]
+        if sentences is not None:
+            self.lengths = self.lengths[sentences]
 
     def step(
         self,
@@ -244,8 +245,9 @@ class LengthMatchedSearch(BeamSearch):
         scores: Tensor,  # (B, K) float
     ) -> Candidates:  # (B, 2 * beam)
         "The best continuations, where only the length decides about the end."
-        end = log_probs.new_zeros(len(log_probs)).masked_fill(step < self.lengths, -torch.inf)
-        log_probs[:, :, self.eos] = end[:, None]
+        is_full = step >= self.lengths
+        log_probs[is_full] = -torch.inf
+        log_probs[:, :, self.eos] = torch.where(is_full, 0., -torch.inf)[:, None]
         return super().step(step, log_probs, scores)
 
 # %% ../../nbs/search/40_beam.ipynb #f578fa01

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'REASONS', 'LOG_FORMATS', 'as_text', 'Logger', 'JsonLogger', 'SimpleLogger', 'TqdmLogger', 'make_logger',
            'set_up_logging', 'follow']
 
-# %% ../../nbs/train/57_loggers.ipynb #f8c3eb36
+# %% ../../nbs/train/57_loggers.ipynb #466a5211
 import json
 import logging
 import os
@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from seqlit.train.events import (
+    EpochEnd, EpochStart, Event, Restored, Saved, Skipped, Stopped, Update, Validated,
+    Validating)
 from .options import CommonOptions
-from .trainer import (
-    EpochEnd, EpochStart, Event, Restored, Saved, Skipped, Stopped, Trainer, Update,
-    Validated, Validating)
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class SimpleLogger(Logger):
         parts += [f'{name} {value}' for name, value in as_text(event.report).items()]
         self.say(' | '.join(parts), tag=tag)
 
-# %% ../../nbs/train/57_loggers.ipynb #c5242644
+# %% ../../nbs/train/57_loggers.ipynb #97dbf460
 class TqdmLogger(SimpleLogger):
     "A progress bar, and a plain line for each epoch and validation."
 
@@ -158,7 +159,10 @@ class TqdmLogger(SimpleLogger):
         super().__init__()
         self.bar, self.kept = None, None  # kept: the epoch's bar during a validation
 
-    def __call__(self, event):
+    def __call__(
+        self,
+        event: Event,  # from `Trainer.run`
+    ):
         "Move the bar, then do as plain lines do."
         match event:
             case EpochStart(done=done, batches=batches):
@@ -176,24 +180,33 @@ class TqdmLogger(SimpleLogger):
         if isinstance(event, (Update, Validating)) and self.bar is not None:
             self.bar.update()
 
-    def open(
-        self,
-        name: str,  # what stands before the bar
-        total: int,  # steps in all
-        done: int,  # steps done already
-    ) -> tqdm:  # a bar on stderr
-        "Begin a bar."
-        return tqdm(total=total, initial=done, desc=name, leave=False, unit='batch',
-                    dynamic_ncols=True, file=sys.stderr)
-
     def interval(self, event):
         "Show the means behind the bar."
         self.bar.set_postfix(as_text(event.report), refresh=False)
 
-    def say(self, text, level=logging.INFO, tag=None):
-        "Write a line above the bar."
-        with tqdm.external_write_mode(file=sys.stdout):
-            super().say(text, level, tag)
+# %% ../../nbs/train/57_loggers.ipynb #542afe63
+@patch
+def open(
+    self: TqdmLogger,
+    name: str,  # what stands before the bar
+    total: int,  # steps in all
+    done: int,  # steps done already
+) -> tqdm:  # a bar on stderr
+    "Begin a bar."
+    return tqdm(total=total, initial=done, desc=name, leave=False, unit='batch',
+                dynamic_ncols=True, file=sys.stderr)
+
+
+@patch
+def say(
+    self: TqdmLogger,
+    text: str,  # one line
+    level: int = logging.INFO,  # of the standard library's logging
+    tag: str | None = None,  # the logger's name in the line
+):
+    "Write a line above the bar."
+    with tqdm.external_write_mode(file=sys.stdout):
+        Logger.say(self, text, level, tag)
 
 # %% ../../nbs/train/57_loggers.ipynb #c29080d1
 LOG_FORMATS = {'none': Logger, 'json': JsonLogger, 'simple': SimpleLogger,

@@ -1,0 +1,208 @@
+"A run that was stopped, interrupted or killed and continued is the unbroken run, bit for bit."
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from backwards import Backwards, make_trainer
+from seqlit.train.checkpoints import load_checkpoint
+from seqlit.train.events import Restored, Saved, Skipped, Stopped, Update, Validated, Validating
+
+
+def story(trainer, until=None):
+    "What a run did, without times; with `until`, it is asked to stop at that update."
+    lines = []
+    for event in trainer.run():
+        match event:
+            case Update(num_updates=n, values=values):
+                lines.append((n, values))
+                if n == until: trainer.stop()
+            case Validated(subset=subset, report=report):
+                lines.append((subset, {k: v for k, v in report.items() if k not in ('wps', 'best_loss')}))
+    assert isinstance(event, Stopped)
+    return lines, event.reason
+
+
+def assert_equal(one, other):
+    "Two trainers in the same state, down to the last bit."
+    for (name, p), q in zip(one.model.state_dict().items(), other.model.state_dict().values()): assert torch.equal(p, q), name
+    a, b = one.state_dict(), other.state_dict()
+    for number, entries in a['last_optimizer_state']['state'].items():
+        for key, value in entries.items():
+            twin = b['last_optimizer_state']['state'][number][key]
+            assert torch.equal(value, twin) if torch.is_tensor(value) else value == twin, (number, key)
+    assert a['last_optimizer_state']['param_groups'] == b['last_optimizer_state']['param_groups']
+    assert a['optimizer_history'][-1] == b['optimizer_history'][-1]
+    for key in ('train_iterator', 'best', 'stopper'): assert a['extra_state'].get(key) == b['extra_state'].get(key), key
+    assert a['task_state'] == b['task_state']
+
+
+CASES = {
+    'plain': {},
+    'accumulation': dict(update_freq=[2, 3]),
+    'within epochs': dict(validate_interval_updates=4, save_interval_updates=3, patience=100),
+    'fixed': dict(lr_scheduler='fixed', lr=[0.01, 0.005], force_anneal=3, warmup_updates=7),
+    'tokens': dict(batch_size=None, max_tokens=60, required_batch_size_multiple=8, curriculum=1),
+    'two sets': dict(valid_subset='valid,valid1', fixed_validation_seed=5),
+    'workers': dict(num_workers=1, data_buffer_size=2),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_stopped_anywhere(tmp_path, case):
+    settings = CASES[case]
+    unbroken = make_trainer(tmp_path/'unbroken', **settings)
+    lines, reason = story(unbroken)
+    assert reason == 'max_epoch'
+    last = unbroken.num_updates
+    for cut in sorted({1, last//2 + 1, last - 1}):
+        folder = tmp_path/f'cut{cut}'
+        first, why = story(make_trainer(folder, **settings), until=cut)
+        assert why == 'stopped'
+        resumed = make_trainer(folder, **settings)
+        second, why = story(resumed)
+        assert why == 'max_epoch' and first + second == lines, cut
+        assert_equal(unbroken, resumed)
+
+
+def test_stopped_again_and_again(tmp_path):
+    unbroken = make_trainer(tmp_path/'unbroken')
+    lines, _ = story(unbroken)
+    pieces, cut = [], 0
+    while True:
+        trainer = make_trainer(tmp_path/'pieces')
+        piece, why = story(trainer, until=(cut := cut + 2))
+        pieces += piece
+        if why == 'max_epoch': break
+    assert pieces == lines
+    assert_equal(unbroken, trainer)
+
+
+def test_closed_at_every_event(tmp_path):
+    "Asking for one event at a time, each from a new iterator."
+    unbroken, dropped = make_trainer(tmp_path/'unbroken', save_interval_updates=4), make_trainer(tmp_path/'dropped', save_interval_updates=4)
+    lines, _ = story(unbroken)
+    updates = []
+    for _ in range(1000):
+        events = dropped.run()
+        event = next(events)
+        while isinstance(event, (Validating, Validated)): event = next(events)   # a validation that is left begins again
+        events.close()
+        if isinstance(event, Update): updates.append((event.num_updates, event.values))
+        if isinstance(event, Stopped): break
+    assert updates == [line for line in lines if isinstance(line[0], int)]
+    assert_equal(unbroken, dropped)
+
+
+def test_averages_of_a_resumed_epoch(tmp_path):
+    "The means that the end of an epoch reports include the updates before the resume."
+    def means(trainer, until=None):
+        reports = []
+        for event in trainer.run():
+            if isinstance(event, Update) and event.num_updates == until: trainer.stop()
+            if hasattr(event, 'complete') and event.complete: reports.append({k: event.report[k] for k in ('loss', 'ppl', 'wpb', 'gnorm')})
+        return reports
+    whole = means(make_trainer(tmp_path/'whole'))
+    assert means(make_trainer(tmp_path/'cut'), until=8) + means(make_trainer(tmp_path/'cut')) == whole
+
+
+def test_patience_is_kept(tmp_path):
+    "A rate of zero never improves: with patience 2 the third validation is the last, resumed or not."
+    settings = dict(patience=2, lr=[0.], lr_scheduler='fixed', warmup_updates=0, max_epoch=9, dropout=0.)
+    lines, reason = story(make_trainer(tmp_path/'whole', **settings))
+    assert reason == 'patience'
+    trainer = make_trainer(tmp_path/'cut', **settings)
+    first, _ = story(trainer, until=2*len(trainer.train_iterator(1)) + 1)
+    second, reason = story(make_trainer(tmp_path/'cut', **settings))
+    assert reason == 'patience' and first + second == lines
+    assert story(make_trainer(tmp_path/'cut', **settings)) == ([], 'patience')
+
+
+def test_bounds_hold_for_restored_runs(tmp_path):
+    assert story(make_trainer(tmp_path, max_update=4))[1] == 'max_update'
+    assert story(make_trainer(tmp_path, max_update=4)) == ([], 'max_update')
+    lines, reason = story(make_trainer(tmp_path, max_update=6))
+    assert reason == 'max_update' and [line[0] for line in lines if isinstance(line[0], int)] == [5, 6]
+    assert story(make_trainer(tmp_path, stop_min_lr=1., max_epoch=0))[1] == 'stop_min_lr'
+
+
+def test_resets(tmp_path):
+    story(make_trainer(tmp_path/'first', max_epoch=1))
+    last = str(tmp_path/'first'/'checkpoint_last.pt')
+    def begin(**settings):
+        trainer = make_trainer(tmp_path/'second', restore_file=last, **settings)
+        trainer.restore()
+        return trainer
+    full = begin()
+    assert (full.num_updates, full.epochs.next_epoch_index) == (6, 2) and full.manager.best is not None
+    assert begin(reset_dataloader=True).epochs.next_epoch_index == 1
+    assert begin(reset_optimizer=True).num_updates == 0
+    assert begin(reset_meters=True).manager.best is None
+    assert begin(reset_lr_scheduler=True).lr_scheduler.best is None and full.lr_scheduler.best is not None
+    assert begin(optimizer_overrides="{'weight_decay': 0.3}").optimizer.optimizer.param_groups[0]['weight_decay'] == 0.3
+    tuned = make_trainer(tmp_path/'third', finetune_from_model=last)
+    assert tuned.restore().path == Path(last) and tuned.num_updates == 0 and tuned.previous_time == 0
+    for p, q in zip(tuned.model.parameters(), full.model.parameters()): assert torch.equal(p, q)
+
+
+def test_without_optimizer_state(tmp_path, caplog):
+    story(make_trainer(tmp_path, max_epoch=1, no_save_optimizer_state=True))
+    assert 'last_optimizer_state' not in load_checkpoint(tmp_path/'checkpoint_last.pt')
+    trainer = make_trainer(tmp_path)
+    trainer.restore()
+    assert trainer.num_updates == 0 and 'no optimizer state' in caplog.text
+
+
+def test_nothing_is_saved_with_no_save(tmp_path):
+    trainer = make_trainer(tmp_path/'none', no_save=True)
+    assert not any(isinstance(event, Saved) for event in trainer.run())
+    assert not (tmp_path/'none').exists() and trainer.manager.best is not None
+
+
+def test_gpu_memory(tmp_path, monkeypatch):
+    "An update that does not fit is left out and named; the run goes on."
+    trainer, plain = make_trainer(tmp_path, max_epoch=1), Backwards.train_step
+    def step(self, sample, *args, **more):
+        if sample['nsentences'] == 4: raise torch.OutOfMemoryError('CUDA out of memory')
+        return plain(self, sample, *args, **more)
+    monkeypatch.setattr(Backwards, 'train_step', step)
+    events = list(trainer.run())
+    skipped, = [event for event in events if isinstance(event, Skipped)]
+    assert len(skipped.ids) == 4 and 'out of memory' in skipped.reason
+    assert trainer.num_updates == 5 and any(isinstance(event, Saved) for event in events)
+
+
+def start(folder, *words):
+    command = [sys.executable, str(Path(__file__).with_name('backwards.py')), str(folder), 'max_epoch=6', 'save_interval_updates=4', *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+    "The parameters at the end of a run that nobody disturbs."
+    folder = tmp_path_factory.mktemp('unbroken')
+    process = start(folder)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 0, output
+    return torch.load(folder/'final.pt')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL], ids=lambda sign: sign.name)
+def test_signals(tmp_path, unbroken, sign, workers):
+    "Ctrl-C leaves a checkpoint; SIGKILL falls back to the last one. Either way the end is the same."
+    process = start(tmp_path, f'num_workers={workers}')
+    for line in process.stdout:
+        if line.startswith('@ 23 Update'): break
+    process.send_signal(sign)
+    rest = process.communicate(timeout=100)[0]
+    assert process.returncode == (0 if sign == signal.SIGINT else -sign), rest
+    if sign == signal.SIGINT: assert 'Traceback' not in rest and 'interrupted' in rest and 'Stopped' in rest, rest
+    process = start(tmp_path, f'num_workers={workers}')
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 0 and 'loaded checkpoint' in output, output
+    final = torch.load(tmp_path/'final.pt')
+    for name in unbroken: assert torch.equal(unbroken[name], final[name]), name
