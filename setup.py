@@ -1,4 +1,5 @@
 "Everything about the package stands in settings.ini, which nbdev reads too; this file hands it to setuptools."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,11 +15,16 @@ PYTHONS = ['3.10', '3.11', '3.12', '3.13']
 
 
 class SourceDist(sdist):
-    "The package is made from its notebooks, so its source distribution carries them, their tests and settings.ini."
+    "Carries what the package is made from: the notebooks, with their tests, and settings.ini."
+
     def make_distribution(self):
         for name in ['settings.ini', 'constraints.txt', 'CHANGELOG.md', '_quarto.yml', '.pytest.ini']:
             self.filelist.include(name)
-        for folder, kinds in {'nbs': ['ipynb', 'yml', 'css', 'svg', 'woff', 'txt'], 'tests': ['py'], 'tools': ['py']}.items():
+        for folder, kinds in {
+            'nbs': ['ipynb', 'yml', 'css', 'svg', 'woff', 'txt'],
+            'tests': ['py'],
+            'tools': ['py'],
+        }.items():
             for kind in kinds:
                 self.filelist.recursive_include(folder, f'*.{kind}')
         self.filelist.global_exclude('*-checkpoint.ipynb')
@@ -56,7 +62,8 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={
         key.removesuffix('_requirements').replace('_', '-'): value.split()
-        for key, value in cfg.items() if key.endswith('_requirements')
+        for key, value in cfg.items()
+        if key.endswith('_requirements')
     },
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),

@@ -1,4 +1,5 @@
 "What every test file has at hand: the recorded facts in ../shared, and one thread per process."
+
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 for name in ['OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS']:
-    os.environ.setdefault(name, '1')      # before torch is imported; tests share the cores among themselves
+    os.environ.setdefault(name, '1')  # before torch is imported; tests share the cores among themselves
 
 
 def pytest_addoption(parser):
@@ -21,8 +22,8 @@ def root() -> Path:
 
 @pytest.fixture(scope='session')
 def shared() -> Path:
-    "The folder with fairseq's recorded results and real data, beside the repository. It is not part of a release."
-    folder = ROOT.parent/'shared'
+    "The folder with fairseq's recorded results and real data; it lies beside the repository."
+    folder = ROOT.parent / 'shared'
     if folder.is_dir():
         return folder
     if os.environ.get('CI') == 'true' and not os.environ.get('GITHUB_ACTIONS'):
@@ -34,5 +35,6 @@ def shared() -> Path:
 def threads():
     "A function that sets torch's threads; they are back at one after the test."
     import torch
+
     yield torch.set_num_threads
     torch.set_num_threads(1)

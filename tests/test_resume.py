@@ -1,4 +1,5 @@
 "A run that was stopped, interrupted or killed and continued is the unbroken run, bit for bit."
+import os
 import signal
 import subprocess
 import sys
@@ -175,9 +176,30 @@ def test_gpu_memory(tmp_path, monkeypatch):
     assert trainer.num_updates == 5 and any(isinstance(event, Saved) for event in events)
 
 
+def test_readers_that_end_with_ctrl_c(tmp_path):
+    "Where Ctrl-C reaches the processes that read ahead, too, the batches they had begun are not lost."
+    lines, _ = story(make_trainer(tmp_path/'unbroken', update_freq=[2]))
+    trainer = make_trainer(tmp_path/'broken', update_freq=[2])
+    first = []
+    for event in trainer.run():
+        if isinstance(event, Update): first.append((event.num_updates, event.values))
+        if event.num_updates == 1 and isinstance(event, Update):
+            data, calls = trainer.task.datasets['train'], []
+            def batch(indices, make=data.batch):
+                calls.append(1)
+                if len(calls) == 2:
+                    trainer.stop('interrupted')
+                    raise RuntimeError('DataLoader worker (pid 7) exited unexpectedly')
+                return make(indices)
+            data.batch = batch
+    assert event.reason == 'interrupted' and len(first) == 1
+    assert first + story(make_trainer(tmp_path/'broken', update_freq=[2]))[0] == lines
+
+
 def start(folder, *words):
     command = [sys.executable, str(Path(__file__).with_name('backwards.py')), str(folder), 'max_epoch=6', 'save_interval_updates=4', *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            cwd=Path(__file__).parent.parent)
 
 
 @pytest.fixture(scope='module')
@@ -197,7 +219,7 @@ def test_signals(tmp_path, unbroken, sign, workers):
     process = start(tmp_path, f'num_workers={workers}')
     for line in process.stdout:
         if line.startswith('@ 23 Update'): break
-    process.send_signal(sign)
+    os.killpg(process.pid, sign)   # as a terminal does: to the readers, too
     rest = process.communicate(timeout=100)[0]
     assert process.returncode == (0 if sign == signal.SIGINT else -sign), rest
     if sign == signal.SIGINT: assert 'Traceback' not in rest and 'interrupted' in rest and 'Stopped' in rest, rest

@@ -1,4 +1,5 @@
 "The order of the book is the import order, and the package is what the notebooks say."
+
 import ast
 import filecmp
 import os
@@ -13,12 +14,23 @@ import pytest
 import book
 from book import NBS, ROOT, book as whole_book, chapters, ids, imports_of
 
-PACKAGE = ROOT/'seqlit'
+PACKAGE = ROOT / 'seqlit'
+HEAVY = {'matplotlib', 'ipywidgets', 'sacrebleu', 'pandas', 'IPython'}
 # Commands that only count words must not wait for torch, and `--help` must answer at once.
 TORCH_FREE = [
-    'seqlit', 'seqlit.base.errors', 'seqlit.base.registry', 'seqlit.base.config', 'seqlit.base.plugins', 'seqlit.base.files',
-    'seqlit.data.dictionary', 'seqlit.data.text', 'seqlit.data.indexed', 'seqlit.data.binarize',
-    'seqlit.search.scorers', 'seqlit.cli.preprocess', 'seqlit.cli.main',
+    'seqlit',
+    'seqlit.base.errors',
+    'seqlit.base.registry',
+    'seqlit.base.config',
+    'seqlit.base.plugins',
+    'seqlit.base.files',
+    'seqlit.data.dictionary',
+    'seqlit.data.text',
+    'seqlit.data.indexed',
+    'seqlit.data.binarize',
+    'seqlit.search.scorers',
+    'seqlit.cli.preprocess',
+    'seqlit.cli.main',
 ]
 
 
@@ -33,10 +45,14 @@ def wrong_order(notebook: book.Notebook, known: dict[str, int]) -> list[str]:
     for cell in notebook.code:
         for name, line in imports_of(cell.tree):
             where = f'{notebook.name} cell {cell.number} line {line}: {name}'
-            if name.startswith('.'): found.append(f'{where} is relative; write it from seqlit on')
-            elif name == 'seqlit': continue
-            elif name not in known: found.append(f'{where} is no notebook\'s module')
-            elif notebook.number is None: continue
+            if name.startswith('.'):
+                found.append(f'{where} is relative; write it from seqlit on')
+            elif name == 'seqlit':
+                continue
+            elif name not in known:
+                found.append(f'{where} is no notebook\'s module')
+            elif notebook.number is None:
+                continue
             elif known[name] > notebook.number or cell.is_exported and known[name] == notebook.number:
                 found.append(f'{where} is number {known[name]:02}, not smaller')
     return found
@@ -51,11 +67,14 @@ def test_imports_point_to_smaller_numbers(notebook):
 def test_numbers_and_modules_are_unique():
     seen = {}
     for notebook in whole_book():
-        if notebook.path.name == 'index.ipynb': continue
-        assert notebook.number is not None and re.match(r'\d\d_[a-z]', notebook.path.name), \
-            f'{notebook.name} does not start with two digits'
+        if notebook.path.name == 'index.ipynb':
+            continue
+        assert notebook.number is not None and re.match(
+            r'\d\d_[a-z]', notebook.path.name
+        ), f'{notebook.name} does not start with two digits'
         for key in [notebook.number, notebook.module]:
-            if key is None: continue
+            if key is None:
+                continue
             assert key not in seen, f'{notebook.name} and {seen[key]} both have {key}'
             seen[key] = notebook.name
 
@@ -73,12 +92,14 @@ def package_imports() -> dict[str, set[str]]:
     modules = {}
     for path in PACKAGE.rglob('*.py'):
         name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-        if name.endswith(('_modidx', '.__init__')): continue
+        if name.endswith(('_modidx', '.__init__')):
+            continue
         found = set()
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Import): found |= {alias.name for alias in node.names}
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                parts = name.split('.')[:-node.level] if node.level else []
+                parts = name.split('.')[: -node.level] if node.level else []
                 base = '.'.join(parts + ([node.module] if node.module else []))
                 found |= {base} | {f'{base}.{alias.name}' for alias in node.names}
         modules[name] = found
@@ -88,14 +109,19 @@ def package_imports() -> dict[str, set[str]]:
 def ring(graph: dict[str, set[str]]) -> list[str]:
     "A ring in a graph, or nothing."
     done, path = set(), []
+
     def visit(node):
-        if node in path: return path[path.index(node):] + [node]
-        if node in done: return []
+        if node in path:
+            return path[path.index(node) :] + [node]
+        if node in done:
+            return []
         path.append(node)
         for other in sorted(graph[node]):
-            if found := visit(other): return found
+            if found := visit(other):
+                return found
         done.add(path.pop())
         return []
+
     return next(filter(None, map(visit, sorted(graph))), [])
 
 
@@ -109,10 +135,10 @@ def test_no_ring_of_imports():
 def exported(tmp_path_factory) -> Path:
     "A fresh export of the notebooks, with cleaned notebooks, in a folder of its own."
     folder = tmp_path_factory.mktemp('export')
-    shutil.copy(ROOT/'settings.ini', folder)
-    shutil.copytree(NBS, folder/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    shutil.copy(ROOT / 'settings.ini', folder)
+    shutil.copytree(NBS, folder / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     env = os.environ | dict(PYTHONUTF8='1')
-    code = 'from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean; nbdev_export(); nbdev_clean()'
+    code = 'import nbdev.clean, nbdev.doclinks; nbdev.doclinks.nbdev_export(); nbdev.clean.nbdev_clean()'
     done = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -120,37 +146,53 @@ def exported(tmp_path_factory) -> Path:
 
 def same(left: Path, right: Path, pattern: str) -> list[str]:
     "How the files of a kind in two folders differ."
-    here, there = ({path.relative_to(folder).as_posix() for path in folder.rglob(pattern)
-                    if not any(part[0] == '.' for part in path.relative_to(folder).parts)} for folder in (left, right))
-    changed = [name for name in here & there if not filecmp.cmp(left/name, right/name, shallow=False)]
-    return sorted([f'{name}: only exported' for name in here - there] + [f'{name}: changed' for name in changed]
-                  + [f'{name}: its notebook is gone' for name in there - here])
+    here, there = (
+        {
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob(pattern)
+            if not any(part[0] == '.' for part in path.relative_to(folder).parts)
+        }
+        for folder in (left, right)
+    )
+    changed = [name for name in here & there if not filecmp.cmp(left / name, right / name, shallow=False)]
+    return sorted(
+        [f'{name}: only exported' for name in here - there]
+        + [f'{name}: changed' for name in changed]
+        + [f'{name}: its notebook is gone' for name in there - here]
+    )
 
 
 def test_modules_equal_their_notebooks(exported):
-    found = same(exported/'seqlit', PACKAGE, '*.py')
+    found = same(exported / 'seqlit', PACKAGE, '*.py')
     assert not found, 'run nbdev_export, and remove modules without a notebook:\n' + '\n'.join(found)
 
 
 def test_notebooks_are_clean(exported):
-    found = same(exported/'nbs', NBS, '*.ipynb')
+    found = same(exported / 'nbs', NBS, '*.ipynb')
     assert not found, 'run nbdev_clean:\n' + '\n'.join(found)
 
 
 def test_readme_is_the_front_page():
-    done = subprocess.run([sys.executable, ROOT/'tools'/'readme.py', '--check'], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'readme.py', '--check'], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('module', TORCH_FREE)
 def test_imports_without_torch(module):
     path = ROOT.joinpath(*module.split('.'))
-    assert path.with_suffix('.py').exists() or (path/'__init__.py').exists(), f'no module {module}'
-    code = f'import sys; sys.modules["torch"] = None; import {module}; heavy = {{"matplotlib", "ipywidgets", "sacrebleu", "pandas"}} & sys.modules.keys(); assert not heavy, heavy'
+    assert path.with_suffix('.py').exists() or (path / '__init__.py').exists(), f'no module {module}'
+    code = (
+        f'import sys; sys.modules["torch"] = None; import {module}\n'
+        f'heavy = {HEAVY} & sys.modules.keys(); assert not heavy, heavy'
+    )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_every_base_module_is_watched():
     watched = {name for name in numbers() if name.startswith('seqlit.base.')} - {'seqlit.base.unpickle'}
-    assert watched <= set(TORCH_FREE), f'add to TORCH_FREE or say why not: {sorted(watched - set(TORCH_FREE))}'
+    assert watched <= set(
+        TORCH_FREE
+    ), f'add to TORCH_FREE or say why not: {sorted(watched - set(TORCH_FREE))}'

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['logger', 'Trainer', 'move', 'ids_of', 'is_time', 'tightest']
 
-# %% ../../nbs/train/56_trainer.ipynb #51318749
+# %% ../../nbs/train/56_trainer.ipynb #d33a16b7
 import ast
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -142,7 +143,7 @@ def train_step(
     for watch in watches: watch.stop()
     return values
 
-# %% ../../nbs/train/56_trainer.ipynb #2d53a116
+# %% ../../nbs/train/56_trainer.ipynb #f1685b68
 @patch
 def log_update(
     self: Trainer,
@@ -170,7 +171,7 @@ def log_update(
     return {name: entry.value for name, entry in entries.items()
             if isinstance(entry, Scalar)}
 
-
+# %% ../../nbs/train/56_trainer.ipynb #7f683b46
 @patch
 def explain_not_finite(
     self: Trainer,
@@ -279,7 +280,7 @@ def validate(
             report[metric], best) else best
     yield Validated(self.epoch, self.num_updates, subset, report)
 
-# %% ../../nbs/train/56_trainer.ipynb #fe778242
+# %% ../../nbs/train/56_trainer.ipynb #e7b329a8
 @patch
 def state_dict(
     self: Trainer,
@@ -305,7 +306,7 @@ def state_dict(
         state['last_optimizer_state'] = self.optimizer.state_dict()
     return move(state, torch.device('cpu'))
 
-
+# %% ../../nbs/train/56_trainer.ipynb #dd2afb9b
 @patch
 def save(
     self: Trainer,
@@ -428,7 +429,36 @@ def stop(
     "Ask for an end after the current update, with a checkpoint."
     self.asked = reason
 
-# %% ../../nbs/train/56_trainer.ipynb #1d890258
+# %% ../../nbs/train/56_trainer.ipynb #a09a3bab
+@patch
+@contextmanager
+def interruptible(
+    self: Trainer,
+) -> Iterator[None]:  # while the block runs
+    "Let Ctrl-C stop the run after the current update."
+    before = signal.getsignal(signal.SIGINT)
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if in_thread or before in (signal.SIG_IGN, None):  # not ours to change
+        yield
+        return
+
+    process = os.getpid()
+
+    def ask(signum, frame):
+        if os.getpid() != process:  # one that reads ahead: the trainer will end it
+            return
+        if self.asked == 'interrupted':
+            raise KeyboardInterrupt
+        logger.warning('stopping after this update; Ctrl-C again stops at once')
+        self.stop('interrupted')
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+# %% ../../nbs/train/56_trainer.ipynb #dd181727
 @patch
 def begin_epoch(
     self: Trainer,
@@ -447,9 +477,16 @@ def begin_epoch(
 @patch
 def next_update(
     self: Trainer,
-) -> Update | Skipped:  # what happened
+) -> Update | Skipped | None:  # what happened; None: nothing
     "Take the next batches and learn from them."
-    samples, report = next(self.updates), None
+    place, report = self.epochs.current.n, None
+    try:
+        samples = next(self.updates)
+    except RuntimeError:  # Ctrl-C may also end the processes that read ahead
+        if self.asked is None:
+            raise
+        self.epochs.current.n = place
+        return None
     try:
         values = self.train_step(samples)
     except torch.OutOfMemoryError as error:
@@ -464,7 +501,7 @@ def next_update(
     return Update(self.epoch, self.num_updates, values, self.updates.n,
                   len(self.updates), report)
 
-# %% ../../nbs/train/56_trainer.ipynb #ce1a7fb3
+# %% ../../nbs/train/56_trainer.ipynb #feb1158e
 @patch
 def report(
     self: Trainer,
@@ -481,12 +518,13 @@ def end_epoch(
 ) -> EpochEnd:  # the epoch's means
     "Report an epoch; when it is complete, make room for the next."
     complete, report = not self.updates.has_next(), self.report('train')
-    event = EpochEnd(self.epoch, self.num_updates, report, complete)
-    if complete:
-        self.meters['train'].reset()
-        self.updates = None
-        if self.task.has_sharded_data(self.cfg.dataset.train_subset):
-            self.epochs = self.train_iterator(self.epochs.next_epoch_index)
+    event, self.updates = EpochEnd(self.epoch, self.num_updates, report, complete), None
+    if not complete:  # the processes that read ahead may go
+        self.epochs.load_state_dict(self.epochs.state_dict())
+        return event
+    self.meters['train'].reset()
+    if self.task.has_sharded_data(self.cfg.dataset.train_subset):
+        self.epochs = self.train_iterator(self.epochs.next_epoch_index)
     return event
 
 # %% ../../nbs/train/56_trainer.ipynb #2d7f259c
@@ -559,30 +597,3 @@ def run(
             event = next(steps)
         if event is not None:
             yield event
-
-# %% ../../nbs/train/56_trainer.ipynb #b40cd8df
-@patch
-@contextmanager
-def interruptible(
-    self: Trainer,
-) -> Iterator[None]:  # while the block runs
-    "Let Ctrl-C stop the run after the current update."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(signum, frame):
-        if self.asked == 'interrupted':
-            raise KeyboardInterrupt
-        logger.warning('stopping after this update; Ctrl-C again stops at once')
-        self.stop('interrupted')
-
-    before = signal.getsignal(signal.SIGINT)
-    if before in (signal.SIG_IGN, None):  # a background job: not ours to change
-        yield
-        return
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
