@@ -35,9 +35,14 @@ class Cell:
         return found
 
     @cached_property
+    def python(self) -> str:
+        "The code with IPython's own `%` and `!` lines left empty."
+        return re.sub(r'^[ \t]*[%!].*$', '', self.source, flags=re.M)
+
+    @cached_property
     def tree(self) -> ast.Module:
-        "The parsed code; IPython's own `%` and `!` lines read as empty ones."
-        return ast.parse(re.sub(r'^[ \t]*[%!].*$', '', self.source, flags=re.M))
+        "The parsed code."
+        return ast.parse(self.python)
 
     @property
     def is_code(self) -> bool:
@@ -59,7 +64,7 @@ class Cell:
     @cached_property
     def comments(self) -> dict[int, str]:
         "The comment of each line that has one."
-        tokens = tokenize.generate_tokens(io.StringIO(self.source).readline)
+        tokens = tokenize.generate_tokens(io.StringIO(self.python).readline)
         return {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
 
     @cached_property
@@ -164,8 +169,8 @@ class Definition:
         return f'{self.notebook.name} cell {self.cell.number}: {self.name}'
 
     def following(self, count: int) -> list[Cell]:
-        "The cells after this one's."
-        return [cell for cell in self.notebook.cells if cell.number > self.cell.number][:count]
+        "The code cells after this one's; the prose between them does not count."
+        return [cell for cell in self.notebook.code if cell.number > self.cell.number][:count]
 
 
 def imports_of(tree: ast.AST) -> list[tuple[str, int]]:

@@ -43,3 +43,40 @@ def test_a_saved_state_has_fairseqs_names_in_fairseqs_order(shared, name):
     assert sorted(model.state_dict()) == sorted(set(state['model']) - set(drop))
     order = [key for key, _ in model.named_parameters(remove_duplicate=False)]
     assert order == [key for key in state['model'] if key in set(order)]
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_the_number_of_parameters_is_fairseqs(shared, name):
+    model, state = load(shared, name)
+    stored = {key: x for key, x in state['model'].items()
+              if not key.endswith(('.version', '_float_tensor', 'decoder.output_projection.weight'))}
+    if name == 'transformer':
+        del stored['decoder.embed_tokens.weight']  # one matrix for source, target and output
+    assert sum(p.numel() for p in model.parameters()) == sum(x.numel() for x in stored.values())
+    optimizer = state.get('last_optimizer_state')
+    assert not optimizer or len(list(model.parameters())) == len(optimizer['param_groups'][0]['params'])
+
+
+def test_an_untrained_model_is_drawn_as_fairseqs(shared):
+    model, _ = load(shared, 'transformer')
+    recorded = load_checkpoint(shared/'golden'/'training'/'init.pt')['model']
+    torch.manual_seed(1)
+    drawn = TransformerModel.build_model(
+        model.options, Joined(model.encoder.dictionary, model.decoder.dictionary)).state_dict()
+    assert sorted(drawn) == sorted(recorded)
+    for key, x in recorded.items():
+        assert drawn[key].shape == x.shape, key
+        if key.endswith(('norm.weight', 'norm.bias', '.version', 'out_proj.bias')):
+            assert torch.equal(drawn[key], x), key
+        else:
+            few = 0.25 if x.dim() == 1 else 0.05  # a bias has 64 numbers
+            assert abs(drawn[key].std() / x.std() - 1) < few, key
+            assert abs(drawn[key].abs().max() / x.abs().max() - 1) < 2 * few, key
+    assert not drawn['encoder.embed_tokens.weight'][1].any()
+
+
+class Joined:
+    "As much of a task as a model needs."
+
+    def __init__(self, source, target):
+        self.source_dictionary, self.target_dictionary = source, target

@@ -198,8 +198,8 @@ def test_readers_that_end_with_ctrl_c(tmp_path):
 
 def start(folder, *words):
     command = [sys.executable, str(Path(__file__).with_name('backwards.py')), str(folder), 'max_epoch=6', 'save_interval_updates=4', *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-                            cwd=Path(__file__).parent.parent)
+    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment)
 
 
 @pytest.fixture(scope='module')
@@ -212,8 +212,7 @@ def unbroken(tmp_path_factory):
     return torch.load(folder/'final.pt')
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL], ids=lambda sign: sign.name)
+@pytest.mark.parametrize('sign, workers', [(signal.SIGINT, 0), (signal.SIGINT, 1), (signal.SIGKILL, 1)])
 def test_signals(tmp_path, unbroken, sign, workers):
     "Ctrl-C leaves a checkpoint; SIGKILL falls back to the last one. Either way the end is the same."
     process = start(tmp_path, f'num_workers={workers}')

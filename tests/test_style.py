@@ -342,10 +342,10 @@ class Shares:
 
 
 def shares(notebooks: list[Notebook]) -> Shares:
-    "The definitions that the next three cells do not use, do not use in a test, and have no output in."
+    "The definitions that the next three code cells do not use, do not test by name, and have no output in."
     missing = Shares([], [], [], 0)
     for definition in (d for notebook in notebooks for d in notebook.definitions):
-        later = [cell for cell in definition.following(3) if cell.is_code and not cell.is_exported]
+        later = [cell for cell in definition.following(3) if not cell.is_exported]
         missing.total += 1
         if not any(definition.name in cell.names for cell in later):
             missing.used.append(definition.where)
@@ -361,7 +361,7 @@ def test_definitions_are_soon(kind, least):
     missing = shares(chapters())
     assert missing.share(kind) >= least, (
         f'{missing.share(kind):.0%} of {missing.total} public definitions are {kind} within '
-        f'three cells, {least:.0%} are meant; not these:\n' + '\n'.join(getattr(missing, kind))
+        f'three code cells, {least:.0%} are meant; not these:\n' + '\n'.join(getattr(missing, kind))
     )
 
 

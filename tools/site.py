@@ -93,6 +93,7 @@ def draw_formulas(text: str, page: str) -> str:
     def draw(match):
         tex = html.unescape(match[2]).strip()
         drawn = convert(tex[2:-2].strip(), display='block' if match[1] == 'display' else 'inline')
+        drawn = drawn.replace('\\_', '_')  # in \text and \texttt it is left as it was
         shown = html.unescape(re.sub(r'<[^>]+>', '', drawn))
         if '\\' in shown:
             sys.exit(f'site: {page}: this formula has a command that latex2mathml does not know: {tex}')

@@ -16,155 +16,114 @@ def add_topic(
     "Add a topic to FAIRSEQ_FLAGS."
     FAIRSEQ_FLAGS[topic] = frozenset('--' + name for name in names.split())
 
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #b33d2b4d
+# %% ../../nbs/cli/78_fairseq_flags.ipynb #7e98ec92
 add_topic('every command', '''
-    no-progress-bar log-interval log-format log-file aim-repo aim-run-hash
-    tensorboard-logdir wandb-project azureml-logging seed cpu tpu bf16 memory-
-    efficient-bf16 fp16 memory-efficient-fp16 fp16-no-flatten-grads fp16-init-scale
-    fp16-scale-window fp16-scale-tolerance on-cpu-convert-precision min-loss-scale
-    threshold-loss-scale amp amp-batch-retries amp-init-scale amp-scale-window user-
-    dir empty-cache-freq all-gather-list-size model-parallel-size quantization-
-    config-path profile reset-logging suppress-crashes use-plasma-view plasma-path
-    criterion tokenizer bpe optimizer lr-scheduler scoring task''')
-add_topic('general', '''
-    dataset-impl sys ref order ignore-case sacrebleu sentence-bleu''')
-add_topic('preprocessing', '''
-    source-lang target-lang trainpref validpref testpref align-suffix destdir
-    thresholdtgt thresholdsrc tgtdict srcdict nwordstgt nwordssrc alignfile joined-
-    dictionary only-source padding-factor workers dict-only''')
+    aim-repo aim-run-hash tensorboard-logdir wandb-project azureml-logging tpu bf16
+    memory-efficient-bf16 fp16 memory-efficient-fp16 fp16-no-flatten-grads
+    fp16-init-scale fp16-scale-window fp16-scale-tolerance on-cpu-convert-precision
+    min-loss-scale threshold-loss-scale amp amp-batch-retries amp-init-scale
+    amp-scale-window all-gather-list-size model-parallel-size
+    quantization-config-path profile reset-logging suppress-crashes use-plasma-view
+    plasma-path''')
 add_topic('data loading', '''
-    num-workers skip-invalid-size-inputs-valid-test max-tokens batch-size max-
-    sentences required-batch-size-multiple required-seq-len-multiple data-buffer-
-    size train-subset valid-subset combine-valid-subsets combine-val ignore-unused-
-    valid-subsets validate-interval validate-interval-updates validate-after-updates
-    fixed-validation-seed disable-validation max-tokens-valid batch-size-valid max-
-    sentences-valid max-valid-steps nval curriculum gen-subset num-shards shard-id
     grouped-shuffling update-epoch-batch-itr update-ordered-indices-seed''')
 add_topic('several processes', '''
-    distributed-world-size distributed-num-procs distributed-rank distributed-
-    backend distributed-init-method distributed-port device-id local_rank
-    distributed-no-spawn ddp-backend ddp-comm-hook bucket-cap-mb fix-batches-to-gpus
-    find-unused-parameters gradient-as-bucket-view fast-stat-sync heartbeat-timeout
-    broadcast-buffers slowmo-momentum slowmo-base-algorithm localsgd-frequency
-    nprocs-per-node pipeline-model-parallel pipeline-balance pipeline-devices
-    pipeline-chunks pipeline-encoder-balance pipeline-encoder-devices pipeline-
-    decoder-balance pipeline-decoder-devices pipeline-checkpoint zero-sharding no-
-    reshard-after-forward fp32-reduce-scatter cpu-offload use-sharded-state not-
-    fsdp-flatten-parameters''')
-
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #1105019e
-add_topic('models', '''
-    arch''')
+    distributed-world-size distributed-num-procs distributed-rank
+    distributed-backend distributed-init-method distributed-port device-id
+    local_rank distributed-no-spawn ddp-backend ddp-comm-hook bucket-cap-mb
+    fix-batches-to-gpus find-unused-parameters gradient-as-bucket-view
+    fast-stat-sync heartbeat-timeout broadcast-buffers slowmo-momentum
+    slowmo-base-algorithm localsgd-frequency nprocs-per-node pipeline-model-parallel
+    pipeline-balance pipeline-devices pipeline-chunks pipeline-encoder-balance
+    pipeline-encoder-devices pipeline-decoder-balance pipeline-decoder-devices
+    pipeline-checkpoint zero-sharding no-reshard-after-forward fp32-reduce-scatter
+    cpu-offload use-sharded-state not-fsdp-flatten-parameters''')
 add_topic('optimization', '''
-    max-epoch max-update stop-time-hours clip-norm sentence-avg update-freq lr stop-
-    min-lr use-bmuf skip-remainder-batch debug-param-names''')
+    use-bmuf debug-param-names''')
 add_topic('checkpoints', '''
-    save-dir restore-file continue-once finetune-from-model reset-dataloader reset-
-    lr-scheduler reset-meters reset-optimizer optimizer-overrides save-interval
-    save-interval-updates keep-interval-updates keep-interval-updates-pattern keep-
-    last-epochs keep-best-checkpoints no-save no-epoch-checkpoints no-last-
-    checkpoints no-save-optimizer-state best-checkpoint-metric maximize-best-
-    checkpoint-metric patience checkpoint-suffix checkpoint-shard-count load-
-    checkpoint-on-all-dp-ranks write-checkpoints-asynchronously save-async''')
+    checkpoint-shard-count load-checkpoint-on-all-dp-ranks
+    write-checkpoints-asynchronously save-async''')
 add_topic('averaged weights', '''
     store-ema ema-decay ema-start-update ema-seed-model ema-update-freq ema-fp32''')
+
+# %% ../../nbs/cli/78_fairseq_flags.ipynb #56952d3f
 add_topic('generation', '''
-    path post-process remove-bpe quiet model-overrides results-path beam beam-mt
-    nbest max-len-a max-len-b max-len-a-mt max-len-b-mt min-len match-source-len
-    unnormalized no-early-stop no-beamable-mm lenpen lenpen-mt unkpen replace-unk
-    score-reference prefix-size no-repeat-ngram-size sampling sampling-topk
-    sampling-topp constraints temperature diverse-beam-groups diverse-beam-strength
-    diversity-rate print-alignment print-step lm-path lm-weight iter-decode-eos-
-    penalty iter-decode-max-iter iter-decode-force-max-iter iter-decode-with-beam
-    iter-decode-with-external-reranker retain-iter-history retain-dropout retain-
-    dropout-modules decoding-format no-seed-provided eos-token''')
-add_topic('interactive', '''
-    buffer-size input''')
+    beam-mt max-len-a-mt max-len-b-mt lenpen-mt replace-unk sampling sampling-topk
+    sampling-topp constraints diverse-beam-groups diverse-beam-strength print-step
+    lm-path lm-weight iter-decode-eos-penalty iter-decode-max-iter
+    iter-decode-force-max-iter iter-decode-with-beam
+    iter-decode-with-external-reranker retain-iter-history decoding-format
+    no-seed-provided eos-token''')
 add_topic('language model evaluation', '''
     output-word-probs output-word-stats context-window softmax-batch''')
 add_topic('task translation', '''
-    load-alignments left-pad-source left-pad-target max-source-positions max-target-
-    positions upsample-primary truncate-source num-batch-buckets eval-bleu eval-
-    bleu-args eval-bleu-detok eval-bleu-detok-args eval-tokenized-bleu eval-bleu-
-    remove-bpe eval-bleu-print-samples''')
-
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #4b927503
+    load-alignments eval-bleu eval-bleu-args eval-bleu-detok eval-bleu-detok-args
+    eval-tokenized-bleu eval-bleu-remove-bpe eval-bleu-print-samples''')
 add_topic('task language_modeling', '''
-    sample-break-mode tokens-per-sample output-dictionary-size self-target future-
-    target past-target add-bos-token shorten-method shorten-data-split-list pad-to-
-    fixed-length pad-to-fixed-bsz''')
+    sample-break-mode tokens-per-sample output-dictionary-size self-target
+    future-target past-target add-bos-token shorten-method shorten-data-split-list
+    pad-to-fixed-length pad-to-fixed-bsz''')
 add_topic('task sentence_prediction', '''
-    num-classes init-token separator-token no-shuffle add-prev-output-tokens max-
-    positions d2v2-multi''')
+    num-classes init-token separator-token no-shuffle add-prev-output-tokens
+    max-positions d2v2-multi''')
 add_topic('task masked_lm', '''
-    mask-prob leave-unmasked-prob random-token-prob freq-weighted-replacement mask-
-    whole-words mask-multiple-length mask-stdev include-target-tokens include-index
-    skip-masking''')
+    mask-prob leave-unmasked-prob random-token-prob freq-weighted-replacement
+    mask-whole-words mask-multiple-length mask-stdev include-target-tokens
+    include-index skip-masking''')
 add_topic('task denoising', '''
-    replace-length mask mask-random insert permute rotate poisson-lambda shuffle-
-    instance mask-length permute-sentences''')
+    replace-length mask mask-random insert permute rotate poisson-lambda
+    shuffle-instance mask-length permute-sentences''')
 add_topic('task multilingual_translation', '''
     lang-pairs encoder-langtok decoder-langtok''')
 add_topic('task translation_multi_simple_epoch', '''
     keep-inference-langtok sampling-method sampling-temperature langs lang-dict
-    source-dict target-dict lang-tok-style lang-tok-replacing-bos-eos enable-lang-
-    ids enable-reservsed-directions-shared-datasets extra-data extra-lang-pairs
-    fixed-dictionary langtoks-specs langtoks sampling-weights-from-file sampling-
-    weights virtual-epoch-size virtual-data-size''')
+    source-dict target-dict lang-tok-style lang-tok-replacing-bos-eos
+    enable-lang-ids enable-reservsed-directions-shared-datasets extra-data
+    extra-lang-pairs fixed-dictionary langtoks-specs langtoks
+    sampling-weights-from-file sampling-weights virtual-epoch-size virtual-data-size''')
+
+# %% ../../nbs/cli/78_fairseq_flags.ipynb #53d600f1
 add_topic('task translation_from_pretrained_bart', '''
     prepend-bos''')
 add_topic('task translation_lev', '''
     noise''')
-
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #562ca552
 add_topic('model transformer', '''
-    activation-fn dropout attention-dropout activation-dropout adaptive-input
-    encoder-embed-path encoder-embed-dim encoder-ffn-embed-dim encoder-layers
-    encoder-attention-heads encoder-normalize-before encoder-learned-pos encoder-
-    layerdrop encoder-layers-to-keep encoder-xformers-att-config decoder-embed-path
-    decoder-embed-dim decoder-ffn-embed-dim decoder-layers decoder-attention-heads
-    decoder-normalize-before decoder-learned-pos decoder-layerdrop decoder-layers-
-    to-keep decoder-xformers-att-config decoder-output-dim share-decoder-input-
-    output-embed share-all-embeddings merge-src-tgt-embed no-token-positional-
-    embeddings adaptive-softmax-cutoff adaptive-softmax-dropout adaptive-softmax-
-    factor layernorm-embedding tie-adaptive-weights tie-adaptive-proj no-scale-
-    embedding checkpoint-activations offload-activations no-cross-attention cross-
-    self-attention quant-noise-pq quant-noise-pq-block-size quant-noise-scalar min-
-    params-to-wrap char-inputs relu-dropout base-layers base-sublayers base-shuffle
-    export no-decoder-final-norm''')
+    adaptive-input encoder-xformers-att-config decoder-xformers-att-config
+    adaptive-softmax-cutoff adaptive-softmax-dropout adaptive-softmax-factor
+    tie-adaptive-weights tie-adaptive-proj cross-self-attention quant-noise-pq
+    quant-noise-pq-block-size quant-noise-scalar min-params-to-wrap char-inputs
+    base-layers base-sublayers base-shuffle export''')
 add_topic('model lstm', '''
-    encoder-freeze-embed encoder-hidden-size encoder-bidirectional decoder-freeze-
-    embed decoder-hidden-size decoder-out-embed-dim decoder-attention encoder-
-    dropout-in encoder-dropout-out decoder-dropout-in decoder-dropout-out''')
+    encoder-freeze-embed encoder-hidden-size encoder-bidirectional
+    decoder-freeze-embed decoder-hidden-size decoder-out-embed-dim decoder-attention
+    encoder-dropout-in encoder-dropout-out decoder-dropout-in decoder-dropout-out''')
 add_topic('model fconv', '''
     share-input-output-embed''')
 add_topic('model transformer_lm', '''
-    decoder-input-dim character-embeddings character-filters character-embedding-dim
-    char-embedder-highway-layers adaptive-input-factor adaptive-input-cutoff scale-
-    fc scale-attn scale-heads scale-resids''')
+    character-embeddings character-filters character-embedding-dim
+    char-embedder-highway-layers adaptive-input-factor adaptive-input-cutoff
+    scale-fc scale-attn scale-heads scale-resids''')
 add_topic('model lstm_lm', '''
     residuals''')
 add_topic('optimizer adadelta', '''
-    adadelta-rho adadelta-eps weight-decay wd anneal-eps''')
+    adadelta-rho adadelta-eps wd anneal-eps''')
 add_topic('optimizer adafactor', '''
     adafactor-eps clip-threshold decay-rate beta1 scale-parameter relative-step
     warmup-init''')
 add_topic('optimizer adam', '''
-    adam-betas adam-eps use-old-adam fp16-adam-stats''')
-
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #7d287091
+    fp16-adam-stats''')
 add_topic('optimizer adamax', '''
     adamax-betas adamax-eps no-bias-correction''')
 add_topic('optimizer composite', '''
     groups dynamic-groups''')
+
+# %% ../../nbs/cli/78_fairseq_flags.ipynb #7302dd58
 add_topic('optimizer lamb', '''
     lamb-betas lamb-eps''')
 add_topic('optimizer nag', '''
     momentum''')
 add_topic('learning rate scheduler cosine', '''
-    warmup-updates warmup-init-lr min-lr t-mult lr-period-updates lr-shrink''')
-add_topic('learning rate scheduler fixed', '''
-    force-anneal''')
+    min-lr t-mult lr-period-updates''')
 add_topic('learning rate scheduler manual', '''
     epoch2lr update2lr''')
 add_topic('learning rate scheduler polynomial_decay', '''
@@ -180,54 +139,42 @@ add_topic('learning rate scheduler triangular', '''
 add_topic('criterion composite_loss', '''
     underlying-criterion''')
 add_topic('criterion ctc', '''
-    zero-infinity wer-kenlm-model wer-lexicon wer-lm-weight wer-word-score wer-sil-
-    weight wer-args''')
-
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #8a060f42
+    zero-infinity wer-kenlm-model wer-lexicon wer-lm-weight wer-word-score
+    wer-sil-weight wer-args''')
 add_topic('speech', '''
-    ctc-weight pred-masked-weight pred-nomask-weight loss-weights log-keys latency-
-    avg-weight latency-var-weight latency-avg-type latency-var-type latency-gather-
-    method latency-update-after main-and-cross-weights general-unit-loss-weight
-    edge-unit-loss-weight duration-loss-weight bce-pos-weight use-guided-attention-
-    loss guided-attention-loss-sigma infonce''')
-add_topic('criterion label_smoothed_cross_entropy', '''
-    label-smoothing report-accuracy ignore-prefix-size''')
+    ctc-weight pred-masked-weight pred-nomask-weight loss-weights log-keys
+    latency-avg-weight latency-var-weight latency-avg-type latency-var-type
+    latency-gather-method latency-update-after main-and-cross-weights
+    general-unit-loss-weight edge-unit-loss-weight duration-loss-weight
+    bce-pos-weight use-guided-attention-loss guided-attention-loss-sigma infonce''')
 add_topic('criterion label_smoothed_cross_entropy_with_alignment', '''
     alignment-lambda''')
 add_topic('criterion label_smoothed_cross_entropy_with_rdrop', '''
     rdrop-alpha''')
+
+# %% ../../nbs/cli/78_fairseq_flags.ipynb #1fa5299d
 add_topic('criterion legacy_masked_lm_loss', '''
     masked-lm-only nsp-loss-weight''')
 add_topic('criterion model', '''
     can-sum''')
 add_topic('criterion sentence_prediction', '''
-    classification-head-name regression-target report-mcc report-acc-and-f1 report-
-    pearson-and-spearman''')
+    classification-head-name regression-target report-mcc report-acc-and-f1
+    report-pearson-and-spearman''')
 add_topic('criterion sentence_ranking', '''
     save-predictions ranking-head-name''')
 add_topic('scorer bert_score', '''
     bert-score-lang''')
-add_topic('scorer bleu', '''
-    pad eos unk''')
-add_topic('scorer sacrebleu', '''
-    sacrebleu-tokenizer sacrebleu-lowercase sacrebleu-char-level''')
 add_topic('scorer wer', '''
     wer-tokenizer wer-remove-punct wer-char-level wer-lowercase''')
 add_topic('tokenizer moses', '''
     moses-no-dash-splits moses-no-escape''')
 add_topic('BPE bert', '''
     bpe-cased bpe-vocab-file''')
-
-# %% ../../nbs/cli/78_fairseq_flags.ipynb #bc6a9487
 add_topic('BPE byte_bpe', '''
     sentencepiece-model-path''')
-add_topic('BPE fastbpe', '''
-    bpe-codes''')
 add_topic('BPE gpt2', '''
     gpt2-encoder-json gpt2-vocab-bpe''')
 add_topic('BPE hf_byte_bpe', '''
     bpe-merges bpe-vocab bpe-add-prefix-space''')
 add_topic('BPE sentencepiece', '''
     sentencepiece-model sentencepiece-enable-sampling sentencepiece-alpha''')
-add_topic('BPE subword_nmt', '''
-    bpe-separator''')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'check_chosen', 'build_trainer', 'make_trainer', 'train', 'main', 'run_training']
 
-# %% ../../nbs/cli/82_train.ipynb #41cd0517
+# %% ../../nbs/cli/82_train.ipynb #b17ae4a3
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from ..base.config import Config
 from ..base.errors import SeqlitError
 from .common import Command, Slot, resolve, run_command
 from ..models.model import ARCHITECTURES, resolve_architecture
-from ..show.live import History, live
+from ..show.history import History
+from ..show.live import live
 from ..tasks.task import TASKS
 from ..train.checkpoints import CheckpointOptions
 from ..train.criterions import CRITERIONS

@@ -42,15 +42,16 @@ def batch_by_size(
         start += room
     return batches
 
-# %% ../../nbs/data/16_batches.ipynb #0bd81a4c
+# %% ../../nbs/data/16_batches.ipynb #7056ac18
 def check_budget(
     max_tokens: int | None,  # None is no limit
     max_sentences: int | None,  # None is no limit
     required_batch_size_multiple: int,  # at least 1
 ) -> None:
     "Budgets are at least one; errors name the flag."
+    multiple = required_batch_size_multiple
     for flag, value in (('--max-tokens', max_tokens), ('--batch-size', max_sentences),
-                        ('--required-batch-size-multiple', required_batch_size_multiple)):
+                        ('--required-batch-size-multiple', multiple)):
         if value is not None and value < 1:
             raise SeqlitError(f'{flag} {value}: expected at least 1')
 
@@ -67,8 +68,8 @@ def check_longest(
     raise SeqlitError(
         f'sentence {indices[longest]} has {num_tokens[longest]} tokens, more than '
         f'--max-tokens {max_tokens} ({too_long} of {len(indices)} have): raise '
-        '--max-tokens, cut long sources with --truncate-source, or leave such sentences '
-        'out with --skip-invalid-size-inputs-valid-test')
+        '--max-tokens, cut long sources with --truncate-source, or leave out such '
+        'sentences with --skip-invalid-size-inputs-valid-test')
 
 # %% ../../nbs/data/16_batches.ipynb #f668b5cd
 def padding_share(

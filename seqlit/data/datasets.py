@@ -6,10 +6,11 @@
 __all__ = ['TokenRows', 'GatheredRows', 'gather_rows', 'SequenceList', 'TruncatedDataset', 'ConcatDataset', 'SequenceDataset',
            'bucket_widths', 'round_up', 'PairedRows', 'longest_first', 'LanguagePairDataset']
 
-# %% ../../nbs/data/15_datasets.ipynb #e4ee3b7a
+# %% ../../nbs/data/15_datasets.ipynb #2ee76c6e
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import reduce
 from math import ceil
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ from ..base.errors import SeqlitError
 from .collate import (
     flatten_rows, merge_alignments, pad_rows, padded_width, shift_right)
 from .dictionary import Dictionary
+from .indexed import TokenDataset
 
 # %% ../../nbs/data/15_datasets.ipynb #f86c1086
 class TokenRows(Protocol):
@@ -57,37 +59,16 @@ def gather_rows(
     flat, lengths = rows.gather(indices)
     return flat, lengths.astype(np.int64, copy=False)
 
-# %% ../../nbs/data/15_datasets.ipynb #106ed53f
-class SequenceList:
+# %% ../../nbs/data/15_datasets.ipynb #66852bb3
+class SequenceList(TokenDataset):
     "Rows in memory, kept end to end as a file would."
 
     def __init__(
         self,
         rows: Iterable[Sequence[int]],  # token ids of each row, eos included
     ):
-        self.tokens, self.sizes = flatten_rows([np.asarray(row, int) for row in rows])
-        self.offsets = np.cumsum(self.sizes) - self.sizes
-
-    def __len__(self) -> int: return len(self.sizes)
-
-    def __getitem__(
-        self,
-        index: int,  # which row
-    ) -> np.ndarray:  # (n,) int64 token ids
-        "One row: a view, not a copy."
-        start = self.offsets[index]
-        return self.tokens[start:start + self.sizes[index]]
-
-    def gather(
-        self,
-        indices: np.ndarray,  # (B,) which rows
-    ) -> tuple[np.ndarray, np.ndarray]:  # tokens (N,) int64, lengths (B,) int64
-        "These rows end to end, and their lengths."
-        lengths = self.sizes[indices]
-        ends = np.cumsum(lengths)
-        places = np.arange(lengths.sum())
-        places += np.repeat(self.offsets[indices] - ends + lengths, lengths)
-        return self.tokens[places], lengths
+        tokens, sizes = flatten_rows([np.asarray(row, dtype=np.int64) for row in rows])
+        super().__init__(tokens, sizes, offsets=np.cumsum(sizes) - sizes)
 
 # %% ../../nbs/data/15_datasets.ipynb #576faa51
 class TruncatedDataset:
@@ -124,7 +105,7 @@ class TruncatedDataset:
         is_last = np.arange(1, len(flat) + 1) == ends
         return flat[(place < self.max_length - 1) | is_last], self.sizes[indices]
 
-# %% ../../nbs/data/15_datasets.ipynb #42b910d1
+# %% ../../nbs/data/15_datasets.ipynb #3def1bf5
 class ConcatDataset:
     "Several sets of rows behind one another, each as often as its ratio says."
 
@@ -135,7 +116,7 @@ class ConcatDataset:
     ):
         ratios = [1] * len(parts) if ratios is None else list(ratios)
         if len(ratios) != len(parts) or min(ratios, default=0) <= 0:
-            raise SeqlitError(f'cannot join {len(parts)} sets with the ratios {ratios}: '
+            raise SeqlitError(f'cannot join {len(parts)} sets with ratios {ratios}: '
                               'give one above 0 for each')
         counts = [ceil(ratio * len(part)) for ratio, part in zip(ratios, parts)]
         self.parts, self.ends = list(parts), np.cumsum(counts)
@@ -169,7 +150,7 @@ def gather(
         flat[token_owner == number] = gather_rows(part, local)[0]
     return flat, lengths
 
-# %% ../../nbs/data/15_datasets.ipynb #a408a6ba
+# %% ../../nbs/data/15_datasets.ipynb #152b0ad5
 class SequenceDataset(ABC):
     "Sentences that can be ordered by length and turned into batches."
     sizes: np.ndarray  # (N,) or (N, 2) tokens in each sentence, or in each side
@@ -188,7 +169,7 @@ class SequenceDataset(ABC):
     def collater(
         self,
         samples: list[dict[str, Any]],  # what indexing gave; [] gives {}
-    ) -> dict[str, Any]:  # a batch: 'id', 'nsentences', 'ntokens', 'net_input', 'target'
+    ) -> dict[str, Any]:  # 'id', 'nsentences', 'ntokens', 'net_input', 'target'
         "The batch of these sentences."
 
     def batch(
@@ -204,7 +185,7 @@ class SequenceDataset(ABC):
     ) -> None:
         "Told before each epoch; most datasets stay as they are."
 
-# %% ../../nbs/data/15_datasets.ipynb #8c3f3ca6
+# %% ../../nbs/data/15_datasets.ipynb #ed48c66b
 @patch
 def size(
     self: SequenceDataset,
@@ -222,7 +203,7 @@ def num_tokens_vec(
 ) -> np.ndarray:  # (B,) tokens
     "What each sentence costs in a batch: the length of its longer side."
     sizes = self.sizes[indices]
-    return sizes.max(axis=1) if sizes.ndim > 1 else sizes
+    return reduce(np.maximum, sizes.T) if sizes.ndim > 1 else sizes
 
 
 @patch
@@ -241,7 +222,7 @@ def ordered_indices(
     "The order in which sentences are put into batches; here as they stand."
     return np.arange(len(self))
 
-# %% ../../nbs/data/15_datasets.ipynb #fce517d8
+# %% ../../nbs/data/15_datasets.ipynb #013dec42
 @patch
 def filter_by_size(
     self: SequenceDataset,
@@ -251,9 +232,12 @@ def filter_by_size(
     "Split sentences into those within the limit and those beyond it."
     if max_positions is None:
         return indices, []
-    sizes = self.sizes[indices].reshape(len(indices), -1)
-    limits = np.atleast_1d(np.array(max_positions, dtype=float))   # None becomes nan
-    fits = ~(sizes > limits[:sizes.shape[1]]).any(axis=1)
+    sides = self.sizes[indices].reshape(len(indices), -1).T
+    limits = max_positions if isinstance(max_positions, Sequence) else [max_positions]*2
+    fits = np.ones(len(indices), dtype=bool)
+    for side, limit in zip(sides, limits):
+        if limit is not None:
+            fits &= side <= limit
     return indices[fits], indices[~fits].tolist()
 
 # %% ../../nbs/data/15_datasets.ipynb #9cd47a66
@@ -344,7 +328,7 @@ class LanguagePairDataset(PairedRows, SequenceDataset):
                  if samples[0].get(name) is not None}
         return self.assemble(ids, **sides)
 
-# %% ../../nbs/data/15_datasets.ipynb #efe98a71
+# %% ../../nbs/data/15_datasets.ipynb #de5f9cf6
 @patch
 def batch(
     self: LanguagePairDataset,
@@ -370,13 +354,14 @@ def rectangle(
 ) -> torch.Tensor:  # (B, S) or (B, T) int64
     "The padded rectangle of one side."
     longest, widths = lengths.max(), self.widths[0 if is_source else 1]
-    bucket = int(round_up(longest, widths)) if longest <= widths.max(initial=0) else None
+    is_known = longest <= widths.max(initial=0)
+    bucket = int(round_up(longest, widths)) if is_known else None
     dictionary = self.src_dict if is_source else self.tgt_dict
     return pad_rows(flat, lengths, dictionary.pad(),
                     self.left_pad_source if is_source else self.left_pad_target,
                     padded_width(lengths, bucket, self.pad_to_multiple))
 
-# %% ../../nbs/data/15_datasets.ipynb #e5be273e
+# %% ../../nbs/data/15_datasets.ipynb #c469030d
 @patch
 def assemble(
     self: LanguagePairDataset,
@@ -398,12 +383,13 @@ def assemble(
         moved = shift_right(*target, self.tgt_dict.eos())
         inputs['prev_output_tokens'] = self.rectangle(moved, target[1], False)
     if alignment is not None:
+        shape = tokens.shape[1], batch['target'].shape[1]
         batch['alignments'], batch['align_weights'] = merge_alignments(
-            alignment, (lengths, target[1]), (tokens.shape[1], batch['target'].shape[1]),
+            alignment, (lengths, target[1]), shape,
             (self.left_pad_source, self.left_pad_target))
     return batch
 
-# %% ../../nbs/data/15_datasets.ipynb #79671fed
+# %% ../../nbs/data/15_datasets.ipynb #614fb40e
 @patch
 def ordered_indices(
     self: LanguagePairDataset,
@@ -416,5 +402,6 @@ def ordered_indices(
     else:
         keys = list(self.sizes.reshape(count, -1).T[::-1])
     for key in keys:
+        key = key.astype(np.min_scalar_type(key.max(initial=0)))
         indices = indices[np.argsort(key[indices], kind='stable')]
     return indices

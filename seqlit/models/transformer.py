@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EncoderOptions', 'DecoderOptions', 'TransformerOptions', 'make_embedding', 'read_vectors', 'EmbeddedStack',
-           'TransformerEncoder', 'causal_mask', 'TransformerDecoder', 'make_projection', 'TransformerModel',
+           'TransformerEncoder', 'padding_mask', 'TransformerDecoder', 'make_projection', 'TransformerModel',
            'check_sharing', 'keep_layers']
 
-# %% ../../nbs/models/31_transformer.ipynb #c40362b0
+# %% ../../nbs/models/31_transformer.ipynb #11dbf08f
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from ..base.config import Options, option
@@ -24,6 +26,7 @@ from ..data.dictionary import Dictionary
 from seqlit.models.model import (
     Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, register_architecture,
     register_model)
+from ..nn.attention import attention_mask
 from ..nn.dropout import Dropout
 from ..nn.incremental import IncrementalState
 from ..nn.layers import (
@@ -67,7 +70,7 @@ class DecoderOptions(Options):
     no_cross_attention: bool = option(False, 'do not look at the source')
     no_decoder_final_norm: bool = option(False, 'no norm after the last pre-norm layer')
 
-# %% ../../nbs/models/31_transformer.ipynb #1fcd7c6b
+# %% ../../nbs/models/31_transformer.ipynb #f59bd998
 @dataclass
 class TransformerOptions(DecoderOptions, EncoderOptions):
     "Options of the Transformer; names and defaults as in fairseq."
@@ -82,12 +85,14 @@ class TransformerOptions(DecoderOptions, EncoderOptions):
     share_all_embeddings: bool = option(
         False, 'one embedding for source, target and output; needs a joint dictionary')
     merge_src_tgt_embed: bool = option(
-        False, 'one embedding for source and target, with dictionaries of one size')
+        False, 'one embedding for source, target and output, with two dictionaries')
     no_token_positional_embeddings: bool = option(False, 'no vectors of positions')
     layernorm_embedding: bool = option(False, 'norm the embeddings')
     no_scale_embedding: bool = option(False, 'do not multiply embeddings by sqrt(width)')
     checkpoint_activations: bool = option(
         False, 'compute activations again in the backward pass: slower, less memory')
+    offload_activations: bool = option(
+        False, 'keep activations in the memory of the CPU until the backward pass')
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,7 +151,7 @@ def read_vectors(
             found += 1
     return found
 
-# %% ../../nbs/models/31_transformer.ipynb #ff846f4e
+# %% ../../nbs/models/31_transformer.ipynb #7233360a
 class EmbeddedStack(nn.Module):
     "What both halves begin with."
 
@@ -166,6 +171,7 @@ class EmbeddedStack(nn.Module):
         self.limit = max_positions
         self.dropout = Dropout(options.dropout)
         self.checkpoint_activations = options.checkpoint_activations
+        self.offload_activations = options.offload_activations
         self.embed_positions = self.layernorm_embedding = self.layer_norm = None
         if not options.no_token_positional_embeddings:
             self.embed_positions = (LearnedPositions(max_positions, width, pad)
@@ -199,12 +205,15 @@ class EmbeddedStack(nn.Module):
         layer: nn.Module,  # one of the stack
         *inputs: Any,  # what it takes
     ) -> Any:  # what it returns
-        "Call a layer, storing only its inputs when activations are to be recomputed."
+        "Call a layer; the options say what is kept of it for the backward pass."
         if self.checkpoint_activations and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
+        if self.offload_activations and self.training:
+            with save_on_cpu(pin_memory=inputs[0].is_cuda):
+                return layer(*inputs)
         return layer(*inputs)
 
-# %% ../../nbs/models/31_transformer.ipynb #d2448474
+# %% ../../nbs/models/31_transformer.ipynb #95d58d5a
 class TransformerEncoder(EmbeddedStack, Encoder):
     "Reads all source tokens at once."
 
@@ -226,14 +235,19 @@ class TransformerEncoder(EmbeddedStack, Encoder):
         if options.encoder_normalize_before:
             self.layer_norm = nn.LayerNorm(width)
 
-    def forward(self, src_tokens, src_lengths=None, return_all_hiddens=False):
-        "Read a batch (B, S) of source tokens."
+    def forward(
+        self,
+        src_tokens: Tensor,  # (B, S) int64, padded on either side
+        src_lengths: Tensor | None = None,  # (B,) int64, handed on
+        return_all_hiddens: bool = False,  # True: keep the states of all layers
+    ) -> EncoderOut:  # one vector a token
+        "Read a batch."
         is_padding = src_tokens == self.dictionary.pad()
         is_padding = is_padding if bool(is_padding.any()) else None
-        mask = None if is_padding is None else ~is_padding[:, None, None]
-        x = embedding = self.embed(src_tokens)
+        x, mask = self.embed(src_tokens), None
+        embedding = x
         if is_padding is not None:
-            x = x.masked_fill(is_padding[:, :, None], 0.)
+            mask = attention_mask(~is_padding[:, None, None], x)
         states = [x]
         for layer in self.layers:
             x = self.run_layer(layer, x, mask)
@@ -243,24 +257,18 @@ class TransformerEncoder(EmbeddedStack, Encoder):
         return EncoderOut(x, is_padding, embedding, states if return_all_hiddens else None,
                           src_tokens, src_lengths)
 
-# %% ../../nbs/models/31_transformer.ipynb #a8bca432
-def causal_mask(
+# %% ../../nbs/models/31_transformer.ipynb #6cfff456
+def padding_mask(
     tokens: Tensor,  # (B, T) int64, the whole prefix
-    first: int,  # the first new column
     pad: int,  # the index of padding
-) -> Tensor | None:  # broadcasts to (B, H, new, T), True: may be looked at; None: all
-    "Which columns each new column may look at."
-    new = tokens.size(1) - first
-    is_padded = bool((tokens[:, 0] == pad).any())
-    if new == 1 and not is_padded:
+    like: Tensor,  # gives the dtype
+) -> Tensor | None:  # (B, 1, 1, T), is added; None: no padding before a word
+    "Hide padding on the left."
+    if not bool((tokens[:, 0] == pad).any()):
         return None
-    mask = tokens.new_ones(new, tokens.size(1), dtype=torch.bool).tril(first)
-    if not is_padded:
-        return mask
-    itself = mask & ~mask.tril(first - 1)
-    return mask & (tokens != pad)[:, None, None] | itself
+    return attention_mask((tokens != pad)[:, None, None], like)
 
-# %% ../../nbs/models/31_transformer.ipynb #0dcda5ca
+# %% ../../nbs/models/31_transformer.ipynb #2c26cbfb
 class TransformerDecoder(EmbeddedStack, IncrementalDecoder):
     "Writes the target, looking at the source."
 
@@ -288,7 +296,10 @@ class TransformerDecoder(EmbeddedStack, IncrementalDecoder):
             self.layer_norm = nn.LayerNorm(width)
         if o.decoder_output_dim != width:
             self.project_out_dim = make_projection(width, o.decoder_output_dim)
-        self.output_projection = make_projection(o.decoder_output_dim, len(dictionary))
+        rows = embed_tokens.num_embeddings
+        if not o.share_decoder_input_output_embed:
+            rows = len(dictionary)
+        self.output_projection = nn.Linear(o.decoder_output_dim, rows, bias=False)
         if o.share_decoder_input_output_embed:
             self.output_projection.weight = embed_tokens.weight
         else:
@@ -305,7 +316,7 @@ def make_projection(
     nn.init.xavier_uniform_(projection.weight)
     return projection
 
-# %% ../../nbs/models/31_transformer.ipynb #28b1d380
+# %% ../../nbs/models/31_transformer.ipynb #03e7a1d7
 @patch
 def extract_features(
     self: TransformerDecoder,
@@ -318,13 +329,16 @@ def extract_features(
 ) -> tuple[Tensor, dict]:  # (R, T, D); 'attn' (R, T, S) or None; 'inner_states'
     "One vector for each prefix."
     tokens, state = prev_output_tokens, incremental_state
-    mask = causal_mask(tokens, 0 if state is None else state.step, self.dictionary.pad())
+    if state is not None and tokens.size(1) <= state.step:
+        raise ValueError(f'{tokens.size(1)} columns, but {state.step} are decoded '
+                         'already: give the whole prefix, and a new column')
+    x = self.embed(tokens, state, self.project_in_dim)
+    mask = padding_mask(tokens, self.dictionary.pad(), x)
     memory = memory_mask = None
     if encoder_out is not None:
         memory = encoder_out.output
         if encoder_out.padding_mask is not None:
-            memory_mask = ~encoder_out.padding_mask[:, None, None]
-    x = self.embed(tokens, state, self.project_in_dim)
+            memory_mask = attention_mask(~encoder_out.padding_mask[:, None, None], x)
     states, attention = [x], None
     wanted = len(self.layers) - 1 if attention_layer is None else attention_layer
     for number, layer in enumerate(self.layers):
@@ -340,7 +354,7 @@ def extract_features(
         attention = attention.mean(1)
     return x, {'attn': attention, 'inner_states': states}
 
-# %% ../../nbs/models/31_transformer.ipynb #e2538afe
+# %% ../../nbs/models/31_transformer.ipynb #c7992188
 @register_model('transformer', TransformerOptions)
 class TransformerModel(EncoderDecoderModel):
     "The Transformer for translation (Vaswani et al., 2017)."
@@ -364,11 +378,14 @@ class TransformerModel(EncoderDecoderModel):
         "Make both halves, sharing what the options share."
         source, target, o = task.source_dictionary, task.target_dictionary, options
         check_sharing(o, source, target)
-        if o.share_all_embeddings:
-            o.share_decoder_input_output_embed = True
-        reads = make_embedding(source, o.encoder_embed_dim, o.encoder_embed_path)
-        writes = reads
-        if not (o.share_all_embeddings or o.merge_src_tgt_embed):
+        both = source
+        if o.merge_src_tgt_embed:
+            both = deepcopy(source)
+            both.update(target)
+        reads = make_embedding(both, o.encoder_embed_dim, o.encoder_embed_path)
+        if o.share_all_embeddings or o.merge_src_tgt_embed:
+            o.share_decoder_input_output_embed, writes = True, reads
+        else:
             writes = make_embedding(target, o.decoder_input_dim, o.decoder_embed_path)
         return cls(o, TransformerEncoder(o, source, reads),
                    TransformerDecoder(o, target, writes))
@@ -397,9 +414,9 @@ def check_sharing(
     if o.share_all_embeddings and source != target:
         raise SeqlitError('--share-all-embeddings needs one dictionary for both languages;'
                           ' preprocess with --joined-dictionary')
-    if o.merge_src_tgt_embed and len(source) != len(target):
-        raise SeqlitError(f'--merge-src-tgt-embed needs dictionaries of one size, but '
-                          f'they have {len(source)} and {len(target)} symbols')
+    if o.share_all_embeddings and o.merge_src_tgt_embed:
+        raise SeqlitError('--share-all-embeddings and --merge-src-tgt-embed exclude each '
+                          'other: the first is for one dictionary, the second for two')
     if o.share_all_embeddings or o.merge_src_tgt_embed:
         flag = '--share-all-embeddings' if o.share_all_embeddings else '--merge-src-tgt-embed'
         if o.encoder_embed_dim != o.decoder_input_dim:
@@ -409,7 +426,8 @@ def check_sharing(
         if o.decoder_embed_path not in (None, o.encoder_embed_path):
             raise SeqlitError(f'{flag} goes with one embedding file, but '
                               '--decoder-embed-path names another')
-    shares = o.share_all_embeddings or o.share_decoder_input_output_embed
+    shares = (o.share_all_embeddings or o.merge_src_tgt_embed
+              or o.share_decoder_input_output_embed)
     if shares and o.decoder_input_dim != o.decoder_output_dim:
         raise SeqlitError(f'sharing embedding and output matrix needs one width, but '
                           f'they have {o.decoder_input_dim} and {o.decoder_output_dim}')
@@ -434,18 +452,20 @@ def keep_layers(
         chosen[name] = x
     return chosen
 
-# %% ../../nbs/models/31_transformer.ipynb #6e0b9eb6
+# %% ../../nbs/models/31_transformer.ipynb #0a801b51
 register_architecture('transformer', 'transformer_tiny', encoder_embed_dim=64,
                       encoder_ffn_embed_dim=64, encoder_layers=2,
                       encoder_attention_heads=2, decoder_layers=2,
                       decoder_attention_heads=2)
 register_architecture('transformer', 'transformer_iwslt_de_en',
                       encoder_ffn_embed_dim=1024, encoder_attention_heads=4,
+                      decoder_embed_dim=512, decoder_ffn_embed_dim=1024,
                       decoder_attention_heads=4)
 register_architecture('transformer', 'transformer_wmt_en_de')
 register_architecture('transformer', 'transformer_vaswani_wmt_en_de_big',
                       encoder_embed_dim=1024, encoder_ffn_embed_dim=4096,
-                      encoder_attention_heads=16, decoder_attention_heads=16,
+                      encoder_attention_heads=16, decoder_embed_dim=1024,
+                      decoder_ffn_embed_dim=4096, decoder_attention_heads=16,
                       dropout=0.3)
 register_architecture('transformer', 'transformer_vaswani_wmt_en_fr_big',
                       extends='transformer_vaswani_wmt_en_de_big', dropout=0.1)

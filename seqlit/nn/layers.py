@@ -69,7 +69,7 @@ class LayerSpec:
     normalize_before: bool = False  # True: pre-norm
     memory_dim: int | None = None  # width of the encoder's output; D unless given
 
-# %% ../../nbs/nn/23_layers.ipynb #f99b8dd2
+# %% ../../nbs/nn/23_layers.ipynb #70c35c0c
 class TransformerLayer(nn.Module):
     "The norms and sums that all parts share, and the network that ends a layer."
 
@@ -91,9 +91,6 @@ class TransformerLayer(nn.Module):
         self.fc1 = nn.Linear(spec.embed_dim, spec.ffn_dim)
         self.fc2 = nn.Linear(spec.ffn_dim, spec.embed_dim)
         self.final_layer_norm = nn.LayerNorm(spec.embed_dim)
-        for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def enter(
         self,
@@ -122,7 +119,7 @@ class TransformerLayer(nn.Module):
         hidden = self.fc2(self.activation_dropout(hidden))
         return self.leave(hidden, x, self.final_layer_norm)
 
-# %% ../../nbs/nn/23_layers.ipynb #099cc6a4
+# %% ../../nbs/nn/23_layers.ipynb #cc13da84
 class TransformerEncoderLayer(TransformerLayer):
     "Self-attention over the source, then the network."
 
@@ -139,13 +136,13 @@ class TransformerEncoderLayer(TransformerLayer):
     def forward(
         self,
         x: Tensor,  # (B, S, D)
-        mask: Tensor | None = None,  # (B, 1, 1, S) bool, True: a token, not padding
+        mask: Tensor | None = None,  # (B, 1, 1, S), is added: hides padding
     ) -> Tensor:  # (B, S, D)
         "One layer."
         found, _ = self.self_attn(self.enter(x, self.self_attn_layer_norm), mask)
         return self.feed_forward(self.leave(found, x, self.self_attn_layer_norm))
 
-# %% ../../nbs/nn/23_layers.ipynb #96d8c8a0
+# %% ../../nbs/nn/23_layers.ipynb #91df70c0
 class TransformerDecoderLayer(TransformerLayer):
     "Self-attention over what was written, cross-attention, then the network."
 
@@ -169,14 +166,15 @@ class TransformerDecoderLayer(TransformerLayer):
         self,
         x: Tensor,  # (R, T, D); with a state only the new columns
         memory: Tensor | None = None,  # (B, S, memory_dim) from the encoder
-        self_mask: Tensor | None = None,  # broadcasts to (R, H, T, T)
-        memory_mask: Tensor | None = None,  # (B, 1, 1, S) bool, True: a token
+        self_mask: Tensor | None = None,  # (R, 1, 1, T), is added: hides padding
+        memory_mask: Tensor | None = None,  # (B, 1, 1, S), is added: hides padding
         incremental_state: IncrementalState | None = None,  # given: remember
         need_weights: bool = False,  # True: return the cross-attention weights
     ) -> tuple[Tensor, Tensor | None]:  # (R, T, D), (R, H, T, S) weights
         "One layer."
         norm, weights = self.self_attn_layer_norm, None
-        found, _ = self.self_attn(self.enter(x, norm), self_mask, incremental_state)
+        found, _ = self.self_attn(self.enter(x, norm), self_mask, incremental_state,
+                                  is_causal=True)
         x = self.leave(found, x, norm)
         if self.encoder_attn is not None and memory is not None:
             norm = self.encoder_attn_layer_norm

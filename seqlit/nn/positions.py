@@ -41,7 +41,7 @@ def sinusoidal_table(
     table[padding_idx] = 0
     return table
 
-# %% ../../nbs/nn/21_positions.ipynb #b550157c
+# %% ../../nbs/nn/21_positions.ipynb #44295428
 class SinusoidalPositions(nn.Module):
     "Fixed waves (Vaswani et al., 2017); no parameters, no last position."
 
@@ -87,11 +87,12 @@ def look_up(
     incremental_state: IncrementalState | None,  # given: new columns only
 ) -> Tensor:  # (B, T, D), or (1, new, D)
     "Rows of a table for tokens, or for the columns of a prefix that are new."
-    if incremental_state is None:
-        positions = positions_from_tokens(tokens, padding_idx)
+    done = 0 if incremental_state is None else incremental_state.step
+    if incremental_state is None or bool((tokens[:, 0] == padding_idx).any()):
+        positions = positions_from_tokens(tokens, padding_idx)[:, done:]
         return F.embedding(positions, table, padding_idx)
     first = padding_idx + 1
-    return table[first + incremental_state.step:first + tokens.size(1)].unsqueeze(0)
+    return table[first + done:first + tokens.size(1)].unsqueeze(0)
 
 # %% ../../nbs/nn/21_positions.ipynb #2beb2aab
 class LearnedPositions(nn.Embedding):

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..base.errors import SeqlitError
 
-# %% ../../nbs/search/40_beam.ipynb #aae5be1b
+# %% ../../nbs/search/40_beam.ipynb #6400f7c2
 class Candidates(NamedTuple):
     "Continuations of hypotheses, for each sentence the best first."
-    scores: Tensor  # (B, N) float, log-probability of the whole path; -inf: no candidate
+    scores: Tensor  # (B, N) float, log-probability of the path; -inf: no candidate
     tokens: Tensor  # (B, N) int64, the last word of the path
     beams: Tensor  # (B, N) int64, the hypothesis of the step before that it continues
 
-
+# %% ../../nbs/search/40_beam.ipynb #d9cf304c
 def top_candidates(
     log_probs: Tensor,  # (B, K, V) float, without NaN
     scores: Tensor,  # (B, K) float, log-probability of each hypothesis so far
@@ -40,16 +40,19 @@ def top_candidates(
     cut = blocks * block
     maxima = log_probs[..., :cut].unflatten(2, (blocks, block)).amax(3)
     chosen = (maxima + scores[:, :, None]).flatten(1).topk(number)[1]
-    starts = chosen // blocks * words + chosen % blocks * block
-    inside = torch.arange(block, device=starts.device)
-    rest = torch.arange(beam * words, device=starts.device).view(beam, words)[:, cut:]
-    where = torch.cat([(starts[:, :, None] + inside).flatten(1),
-                       rest.reshape(1, -1).expand(sentences, -1)], dim=1)
-    totals = log_probs.flatten(1).gather(1, where) + scores.gather(1, where // words)
-    best, order = totals.topk(number)
+    beams = chosen // blocks
+    starts = chosen * block + beams * (words - cut)
+    inside = (starts[:, :, None] + torch.arange(block, device=starts.device)).flatten(1)
+    totals = log_probs.flatten(1).gather(1, inside).view(sentences, number, block)
+    totals = (totals + scores.gather(1, beams)[:, :, None]).flatten(1)
+    rest = torch.arange(cut, words, device=starts.device) + words * torch.arange(
+        beam, device=starts.device)[:, None]
+    after = (log_probs[:, :, cut:] + scores[:, :, None]).flatten(1)
+    where = torch.cat([inside, rest.view(1, -1).expand(sentences, -1)], dim=1)
+    best, order = torch.cat([totals, after], dim=1).topk(number)
     return padded(best, where.gather(1, order), words, number)
 
-
+# %% ../../nbs/search/40_beam.ipynb #3dcfab13
 def padded(
     scores: Tensor,  # (B, N) float
     found: Tensor,  # (B, N) int64, beam * V + word
@@ -62,7 +65,7 @@ def padded(
     found = torch.nn.functional.pad(found, missing)
     return Candidates(scores, found % words, found // words)
 
-# %% ../../nbs/search/40_beam.ipynb #012d8780
+# %% ../../nbs/search/40_beam.ipynb #c631e107
 class Search(ABC):
     "Which continuations of the hypotheses of a sentence are worth following."
 
@@ -96,7 +99,7 @@ class Search(ABC):
     ) -> Candidates:  # (B, 2 * beam)
         "The continuations to consider, for each sentence the best first."
 
-
+# %% ../../nbs/search/40_beam.ipynb #2eab04ac
 class BeamSearch(Search):
     "The continuations with the highest probability of the whole path."
 
@@ -109,11 +112,11 @@ class BeamSearch(Search):
         "The best of all continuations."
         return top_candidates(log_probs, scores, 2 * self.beam)
 
-# %% ../../nbs/search/40_beam.ipynb #2cb2f263
+# %% ../../nbs/search/40_beam.ipynb #5f6d4947
 def split(
     candidates: Candidates,  # (B, 2K), best first
     eos: int,  # the word that ends a hypothesis
-) -> tuple[Candidates, Candidates]:  # survivors and ends, (B, K); score -inf: not an end
+) -> tuple[Candidates, Candidates]:  # survivors, ends (B, K); score -inf: not an end
     "The K best that go on, and those of the upper half that end."
     beam = candidates.tokens.size(1) // 2
     ends = candidates.tokens == eos
@@ -123,7 +126,7 @@ def split(
     ended = top.scores.masked_fill(~ends[:, :beam], -torch.inf)
     return survivors, top._replace(scores=ended)
 
-# %% ../../nbs/search/40_beam.ipynb #36dc0986
+# %% ../../nbs/search/40_beam.ipynb #ff5b1856
 class Level(NamedTuple):
     "What one step of a search decided."
     rows: Tensor  # (N,) int64, the row of each sentence in this step; -1: it is gone
@@ -139,7 +142,7 @@ class Finished(NamedTuple):
     tokens: Tensor  # (F, T) int64, right-padded, eos included
     scores: Tensor  # (F, T) float, log-probability of the path up to each word
 
-
+# %% ../../nbs/search/40_beam.ipynb #3a7e1c51
 class SearchTree:
     "All hypotheses of a search as words and back-pointers."
 
@@ -166,7 +169,7 @@ class SearchTree:
 
     def __len__(self): return len(self.levels)
 
-# %% ../../nbs/search/40_beam.ipynb #393259a7
+# %% ../../nbs/search/40_beam.ipynb #4447b7b2
 @patch
 def paths(
     self: SearchTree,
@@ -186,7 +189,7 @@ def paths(
         place = level.survivors.beams.view(-1)[flat].where(inside, place)
     return tokens, scores
 
-
+# %% ../../nbs/search/40_beam.ipynb #f046d3f5
 @patch
 def finished(
     self: SearchTree,

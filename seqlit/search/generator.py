@@ -6,7 +6,7 @@
 __all__ = ['logger', 'GenerationOptions', 'Writer', 'averaged', 'Rules', 'ban_repeats', 'Hypothesis', 'hypotheses_of', 'Frontier',
            'SequenceGenerator', 'SequenceScorer', 'build_generator']
 
-# %% ../../nbs/search/42_generator.ipynb #300b73ef
+# %% ../../nbs/search/42_generator.ipynb #47d86069
 import logging
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ from ..base.config import Options, flag_of, option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
 from ..models.model import (
-    BaseModel, Decoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, LanguageModel)
+    BaseModel, Decoder, EncoderDecoderModel, IncrementalDecoder, LanguageModel)
 from ..nn.dropout import retain_dropout
 from ..nn.incremental import IncrementalState
-from seqlit.search.beam import (
-    BeamSearch, Candidates, DiverseSiblingsSearch, Finished, LengthMatchedSearch, Search,
-    SearchTree, split)
+from .beam import (
+    BeamSearch, Candidates, DiverseSiblingsSearch, Finished, LengthMatchedSearch,
+    Search, SearchTree, split)
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/search/42_generator.ipynb #3cdc3f08
+# %% ../../nbs/search/42_generator.ipynb #dd879c78
 @dataclass
 class GenerationOptions(Options):
     "How to search, and what to show of it."
@@ -39,7 +39,8 @@ class GenerationOptions(Options):
     quiet: bool = option(False, 'print the final score only')
     model_overrides: str = option(
         '{}', "change what a checkpoint says of its model: \"{'dropout': 0.1}\"")
-    results_path: str | None = option(None, 'write generate-SUBSET.txt into this folder')
+    results_path: str | None = option(
+        None, 'write generate-SUBSET.txt into this folder')
     beam: int = option(5, 'hypotheses to follow side by side')
     nbest: int = option(1, 'hypotheses to print')
     max_len_a: float = option(0, 'longest output: a * source length + b')
@@ -49,8 +50,8 @@ class GenerationOptions(Options):
     unnormalized: bool = option(False, 'do not divide scores by the length')
     no_early_stop: bool = option(False, 'accepted for old scripts: always so')
     no_beamable_mm: bool = option(False, 'accepted for old scripts: changes nothing')
-    lenpen: float = option(1., 'scores are divided by length ** lenpen: above 1 favours '
-                               'longer outputs')
+    lenpen: float = option(
+        1., 'scores are divided by length ** lenpen: above 1 favours longer outputs')
     unkpen: float = option(0., 'penalty of an unknown word: above 0 gives fewer')
     sacrebleu: bool = option(False, 'score with sacreBLEU')
     score_reference: bool = option(False, 'score the given targets, search nothing')
@@ -74,15 +75,15 @@ class GenerationOptions(Options):
             if value < least:
                 raise SeqlitError(f'{flag_of(name)} {value}: must be {least} or more')
         if self.nbest > self.beam:
-            raise SeqlitError(f'--nbest {self.nbest} is more than --beam {self.beam}: a '
-                              'beam ends with as many hypotheses as it is wide')
+            raise SeqlitError(f'--nbest {self.nbest} is more than --beam {self.beam}: '
+                              'a beam ends with as many hypotheses as it is wide')
         if not self.temperature > 0:
             raise SeqlitError(f'--temperature {self.temperature}: must be above 0')
         if self.match_source_len and self.diversity_rate > 0:
             raise SeqlitError('--match-source-len and --diversity-rate exclude each '
                               'other: both replace the plain beam search')
 
-# %% ../../nbs/search/42_generator.ipynb #b29f66af
+# %% ../../nbs/search/42_generator.ipynb #724fc65f
 class Writer:
     "A model at work on a batch."
 
@@ -102,35 +103,39 @@ class Writer:
             self.asked = {'incremental_state': IncrementalState()}
         self.is_plain = self.ends_in_matrix()
 
-    def log_probs(
-        self,
-        tokens: Tensor,  # (R, T) int64, everything written so far, eos first
-    ) -> Tensor:  # (R, V) float32, overwritten by the next call
-        "How likely each word is to come next."
-        found, extra = self.decoder(tokens, self.source, features_only=self.is_plain,
-                                    **self.asked)
-        found = found[:, -1]
-        if self.is_plain and found.dtype == self.decoder.output_projection.weight.dtype:
-            return self.project(found)
-        scores = self.decoder.output_layer(found) if self.is_plain else found
-        scores = scores[:, None] / self.temperature
-        return self.model.get_normalized_probs((scores, extra), log_probs=True)[:, 0]
+# %% ../../nbs/search/42_generator.ipynb #d5f2c226
+@patch
+def log_probs(
+    self: Writer,
+    tokens: Tensor,  # (R, T) int64, everything written so far, eos first
+) -> Tensor:  # (R, V) float32, overwritten by the next call
+    "How likely each word is to come next."
+    found, extra = self.decoder(tokens, self.source, features_only=self.is_plain,
+                                **self.asked)
+    found = found[:, -1]
+    if self.is_plain and found.dtype == self.decoder.output_projection.weight.dtype:
+        return self.project(found)
+    scores = self.decoder.output_layer(found) if self.is_plain else found
+    scores = scores[:, None] / self.temperature
+    return self.model.get_normalized_probs((scores, extra), log_probs=True)[:, 0]
 
-    def follow(
-        self,
-        rows: Tensor | None,  # (R',) int64, the old row of each new one; None: they stay
-        sentences: Tensor | None,  # (B',) int64, those that go on; None: all
-    ) -> None:
-        "Rearrange what is kept."
-        if sentences is not None and self.source is not None:
-            self.source = self.model.encoder.reorder_encoder_out(self.source, sentences)
-        for state in self.asked.values():
-            state.reorder(rows, sentences)
 
-# %% ../../nbs/search/42_generator.ipynb #db237e3a
+@patch
+def follow(
+    self: Writer,
+    rows: Tensor | None,  # (R',) int64, the old row of each new one; None: they stay
+    sentences: Tensor | None,  # (B',) int64, those that go on; None: all
+) -> None:
+    "Rearrange what is kept."
+    if sentences is not None and self.source is not None:
+        self.source = self.model.encoder.reorder_encoder_out(self.source, sentences)
+    for state in self.asked.values():
+        state.reorder(rows, sentences)
+
+# %% ../../nbs/search/42_generator.ipynb #563063e3
 @patch
 def ends_in_matrix(self: Writer) -> bool:
-    "Whether nothing but a product and a softmax lies between features and probabilities."
+    "Whether features and probabilities are only a product and a softmax apart."
     model, decoder = type(self.model), type(self.decoder)
     matrix = self.decoder.output_projection
     return (type(matrix) is nn.Linear and matrix.bias is None
@@ -169,7 +174,7 @@ def averaged(
     each = torch.stack([writer.log_probs(tokens) for writer in writers])
     return each.logsumexp(0) - torch.tensor(float(len(writers))).log()
 
-# %% ../../nbs/search/42_generator.ipynb #b77eced6
+# %% ../../nbs/search/42_generator.ipynb #b890165b
 class Rules:
     "What may not be chosen, for the sentences of a batch."
 
@@ -183,48 +188,51 @@ class Rules:
         self.options, self.dictionary = options, dictionary
         self.limits = limits.clamp(min=options.min_len)
         self.prefix = limits.new_empty(len(limits), 0) if prefix is None else prefix
-        self.lowest, self.highest = (f() for f in (self.limits.min, self.limits.max))
-        self.lowest, self.highest = int(self.lowest), int(self.highest)
+        self.lowest, self.highest = int(self.limits.min()), int(self.limits.max())
 
-    def follow(
-        self,
-        rows: Tensor | None,  # not needed here
-        sentences: Tensor | None,  # (B',) int64, those that go on; None: all
-    ) -> None:
-        "Forget the sentences that are done."
-        if sentences is not None:
-            self.limits, self.prefix = self.limits[sentences], self.prefix[sentences]
+# %% ../../nbs/search/42_generator.ipynb #e37db5ca
+@patch
+def follow(
+    self: Rules,
+    rows: Tensor | None,  # not needed here
+    sentences: Tensor | None,  # (B',) int64, those that go on; None: all
+) -> None:
+    "Forget the sentences that are done."
+    if sentences is not None:
+        self.limits, self.prefix = self.limits[sentences], self.prefix[sentences]
 
-    def apply(
-        self,
-        step: int,  # words that each hypothesis has so far
-        log_probs: Tensor,  # (B, K, V) float; is overwritten
-        tokens: Tensor,  # (B * K, 1 + step) int64, everything written, eos first
-    ) -> None:
-        "Make impossible what is not allowed."
-        end, size = self.dictionary.eos(), self.options.no_repeat_ngram_size
-        broken = log_probs[:, :, end].isnan()
-        if broken.any():
-            log_probs[broken] = -torch.inf
-        log_probs[:, :, self.dictionary.pad()] = -torch.inf
-        if self.options.unkpen:
-            log_probs[:, :, self.dictionary.unk()] -= self.options.unkpen
-        forced = self.forced(step, log_probs)
-        if step < self.options.min_len:
-            log_probs[:, :, end] = -torch.inf
-        if size > 0:
-            ban_repeats(log_probs.flatten(0, 1), tokens[:, 1:], size)
-        if step >= self.lowest:
-            full = (step >= self.limits).nonzero()[:, 0]
-            kept = log_probs[full, :, end]
-            log_probs[full] = -torch.inf
-            log_probs[full, :, end] = kept
-        if forced is not None:
-            rows, words, scores = forced
-            log_probs[rows] = -torch.inf
-            log_probs[rows, :, words] = scores
 
-# %% ../../nbs/search/42_generator.ipynb #c658dd86
+@patch
+def apply(
+    self: Rules,
+    step: int,  # words that each hypothesis has so far
+    log_probs: Tensor,  # (B, K, V) float; is overwritten
+    tokens: Tensor,  # (B * K, 1 + step) int64, everything written, eos first
+) -> None:
+    "Make impossible what is not allowed."
+    end, size = self.dictionary.eos(), self.options.no_repeat_ngram_size
+    broken = log_probs[:, :, end].isnan()
+    if broken.any():
+        log_probs[broken] = -torch.inf
+    log_probs[:, :, self.dictionary.pad()] = -torch.inf
+    if self.options.unkpen:
+        log_probs[:, :, self.dictionary.unk()] -= self.options.unkpen
+    forced = self.forced(step, log_probs)
+    if step < self.options.min_len:
+        log_probs[:, :, end] = -torch.inf
+    if size > 0:
+        ban_repeats(log_probs.flatten(0, 1), tokens[:, 1:], size)
+    if step >= self.lowest:
+        full = (step >= self.limits).nonzero()[:, 0]
+        kept = log_probs[full, :, end]
+        log_probs[full] = -torch.inf
+        log_probs[full, :, end] = kept
+    if forced is not None:
+        rows, words, scores = forced
+        log_probs[rows] = -torch.inf
+        log_probs[rows, :, words] = scores
+
+# %% ../../nbs/search/42_generator.ipynb #eb151c86
 @patch
 def forced(
     self: Rules,
@@ -239,7 +247,7 @@ def forced(
     rows = must.nonzero()[:, 0]
     return rows, words[rows], log_probs[rows, :, words[rows]]
 
-
+# %% ../../nbs/search/42_generator.ipynb #019b2390
 def ban_repeats(
     log_probs: Tensor,  # (R, V) float; is overwritten
     tokens: Tensor,  # (R, T) int64, the hypotheses
@@ -253,7 +261,7 @@ def ban_repeats(
     row, place = (runs[:, :, :-1] == last[:, None]).all(2).nonzero(as_tuple=True)
     log_probs[row, runs[row, place, -1]] = -torch.inf
 
-# %% ../../nbs/search/42_generator.ipynb #752b9ecf
+# %% ../../nbs/search/42_generator.ipynb #453356d8
 @dataclass
 class Hypothesis:
     "One finished output."
@@ -261,7 +269,7 @@ class Hypothesis:
     score: float  # log-probability, over length ** lenpen unless unnormalized; nats
     positional_scores: Tensor  # (T,) float, log-probability of each word; nats
     attention: Tensor | None = None  # (T, S) float, where each word looked; no padding
-    alignment: list | None = None  # hard: (source, target) places; soft: rows of weights
+    alignment: list | None = None  # hard: (source, target) places; soft: weights
 
     def alignment_text(self) -> str:
         "The alignment as fairseq prints it; errors when none was asked for."
@@ -271,7 +279,7 @@ class Hypothesis:
             return ' '.join(f'{s}-{t}' for s, t in self.alignment)
         return ' '.join(','.join(f'{w:.6f}' for w in row) for row in self.alignment)
 
-
+# %% ../../nbs/search/42_generator.ipynb #9d4f9ac9
 def hypotheses_of(
     found: Finished,  # hypotheses that ended
     sentences: int,  # N, how many sentences there are
@@ -291,7 +299,7 @@ def hypotheses_of(
         ranked[sentence].append(Hypothesis(tokens[:length], score, each[:length]))
     return ranked
 
-# %% ../../nbs/search/42_generator.ipynb #f7fcae60
+# %% ../../nbs/search/42_generator.ipynb #7f5afbf1
 class Frontier:
     "The hypotheses that a search continues; at first one empty one a sentence."
 
@@ -312,7 +320,7 @@ class Frontier:
         self,
         survivors: Candidates,  # (B, K)
         ends: Candidates,  # (B, K); score -inf: not an end
-    ) -> tuple[Tensor | None, Tensor | None]:  # old rows (R',), sentences kept; None: all
+    ) -> tuple[Tensor | None, Tensor | None]:  # old rows, sentences kept; None: all
         "Put the survivors in place; sentences that are done leave, now or soon."
         self.ended = self.ended + (ends.scores > -torch.inf).sum(1)
         goes_on = (self.ended < self.beam) & (survivors.scores[:, 0] > -torch.inf)
@@ -321,10 +329,11 @@ class Frontier:
         first = torch.arange(0, rows * beam, beam, device=goes_on.device)
         order, words, kept = survivors.beams + first[:, None], survivors.tokens, None
         self.left = int(goes_on.sum())
-        if self.left * 8 <= rows * 7:
+        if self.left * 16 <= rows * 15:
             kept = goes_on.nonzero()[:, 0]
-            order, words, self.scores, self.ended, self.sentences = (
-                x[kept] for x in (order, words, self.scores, self.ended, self.sentences))
+            order, words = order[kept], words[kept]
+            self.scores, self.ended = self.scores[kept], self.ended[kept]
+            self.sentences = self.sentences[kept]
         order = order.flatten()
         if kept is None and self.beam == 1:
             order = None
@@ -372,7 +381,7 @@ class SequenceGenerator:
         return found, found._replace(
             scores=found.scores.masked_fill(tokens != eos, -torch.inf))
 
-# %% ../../nbs/search/42_generator.ipynb #400488ea
+# %% ../../nbs/search/42_generator.ipynb #c3ef36d3
 @patch
 def keep_dropout(
     self: SequenceGenerator,
@@ -383,10 +392,10 @@ def keep_dropout(
     names = None if owners is None else [name.strip() for name in owners.split(',')]
     if not retain_dropout(model, names) and names is not None:
         kinds = sorted({type(module).__name__ for module in model.modules()})
-        raise SeqlitError(f'--retain-dropout-modules {owners}: no dropout in modules of '
-                          f"that name (there are: {', '.join(kinds)})")
+        raise SeqlitError(f'--retain-dropout-modules {owners}: no dropout in modules '
+                          f"of that name (there are: {', '.join(kinds)})")
 
-# %% ../../nbs/search/42_generator.ipynb #d51c964d
+# %% ../../nbs/search/42_generator.ipynb #12c757a7
 @patch
 @torch.inference_mode()
 def search(
@@ -416,7 +425,7 @@ def search(
             follower.follow(order, kept)
     return tree
 
-
+# %% ../../nbs/search/42_generator.ipynb #372b02a9
 @patch
 def limits(
     self: SequenceGenerator,
@@ -432,7 +441,7 @@ def limits(
     matched = self.options.match_source_len
     return (lengths if matched else limits.long()).clamp(max=longest)
 
-
+# %% ../../nbs/search/42_generator.ipynb #9a3446e3
 @patch
 def generate(
     self: SequenceGenerator,
@@ -447,13 +456,13 @@ def generate(
         if not hypotheses:
             logger.warning('no output is possible for a sentence: the model gives no '
                            'probability to any word; its output is empty')
-            hypotheses.append(Hypothesis(torch.tensor([self.dictionary.eos()]), -torch.inf,
-                                         torch.tensor([-torch.inf])))
+            end = torch.tensor([self.dictionary.eos()])
+            hypotheses.append(Hypothesis(end, -torch.inf, torch.tensor([-torch.inf])))
     if self.options.print_alignment is not None:
         self.align(sample['net_input'], ranked)
     return ranked
 
-# %% ../../nbs/search/42_generator.ipynb #6863bcb7
+# %% ../../nbs/search/42_generator.ipynb #b6995079
 @patch
 @torch.inference_mode()
 def align(
@@ -475,7 +484,7 @@ def align(
         hypothesis.attach(row, source[i].cpu(), self.dictionary,
                           self.options.print_alignment)
 
-
+# %% ../../nbs/search/42_generator.ipynb #b9a2b1d2
 @patch
 def looked(
     self: Writer,
@@ -490,7 +499,7 @@ def looked(
                           'attention to the source')
     return weights
 
-
+# %% ../../nbs/search/42_generator.ipynb #1cdab06f
 @patch
 def attach(
     self: Hypothesis,

@@ -19,7 +19,7 @@ from ..base.config import Options, option
 from ..base.errors import SeqlitError
 from ..base.registry import Registry
 
-# %% ../../nbs/search/43_scorers.ipynb #5ab88680
+# %% ../../nbs/search/43_scorers.ipynb #677ccf84
 def ngrams(
     words: list,  # a sentence
     n: int,  # length of the runs
@@ -27,7 +27,7 @@ def ngrams(
     "The n-grams of a sentence."
     return zip(*(words[i:] for i in range(n)))
 
-
+# %% ../../nbs/search/43_scorers.ipynb #967837b8
 def shared_ngrams(
     reference: list,  # words
     prediction: list,  # words
@@ -102,10 +102,10 @@ def line(self: BleuCounts) -> str:
             f'(BP={self.brevity:.3f}, ratio={ratio:.3f}, '
             f'syslen={self.sys_len}, reflen={self.ref_len})')
 
-# %% ../../nbs/search/43_scorers.ipynb #fed8b5e0
+# %% ../../nbs/search/43_scorers.ipynb #a254b238
 SCORERS = Registry('scorer')
 
-
+# %% ../../nbs/search/43_scorers.ipynb #695be034
 class Scorer(ABC):
     "Compares translations with references."
     Options = Options
@@ -134,10 +134,10 @@ class Scorer(ABC):
         "The line that `generate` ends with."
 
     def signature(self) -> str:
-        "What one must know to compute the same figure; empty when there is no standard."
+        "What one must know to compute the same figure; empty without a standard."
         return ''
 
-# %% ../../nbs/search/43_scorers.ipynb #bf0d0c91
+# %% ../../nbs/search/43_scorers.ipynb #5091dfc2
 @dataclass
 class BleuOptions(Options):
     "Options of tokenised BLEU; kept from fairseq, where they named dictionary indices."
@@ -145,7 +145,7 @@ class BleuOptions(Options):
     eos: int = option(2, 'not used: tokens are compared as text')
     unk: int = option(3, 'not used: tokens are compared as text')
 
-
+# %% ../../nbs/search/43_scorers.ipynb #bbb7cd52
 @SCORERS.register('bleu', BleuOptions)
 class BleuScorer(Scorer):
     "Tokenised BLEU up to four words, in fairseq's words and digits."
@@ -176,7 +176,7 @@ class BleuScorer(Scorer):
         "fairseq's line."
         return self.counts.line()
 
-# %% ../../nbs/search/43_scorers.ipynb #0c92c209
+# %% ../../nbs/search/43_scorers.ipynb #7a19633f
 class SacreScorer(Scorer):
     "A metric of the sacrebleu library."
 
@@ -207,12 +207,6 @@ class SacreScorer(Scorer):
         self.references.append(self.prepare(reference))
         self.predictions.append(self.prepare(prediction))
 
-    def result(self) -> object:
-        "The library's own result object; errors when there is nothing to score."
-        if not self.references:
-            raise SeqlitError('there are no sentences to score')
-        return self.metric.corpus_score(self.predictions, [self.references])
-
     def score(self) -> float:
         "The score of all pairs, in percent."
         return self.result().score
@@ -221,11 +215,21 @@ class SacreScorer(Scorer):
         "The library's line."
         return self.result().format()
 
-    def signature(self) -> str:
-        "The signature of the last result."
-        return str(self.metric.get_signature())
+# %% ../../nbs/search/43_scorers.ipynb #6c3dea23
+@patch
+def signature(self: SacreScorer) -> str:
+    "The signature of the metric."
+    return str(self.metric.get_signature())
 
-# %% ../../nbs/search/43_scorers.ipynb #896d7f03
+
+@patch
+def result(self: SacreScorer) -> object:
+    "The library's own result object; errors when there is nothing to score."
+    if not self.references:
+        raise SeqlitError('there are no sentences to score')
+    return self.metric.corpus_score(self.predictions, [self.references])
+
+# %% ../../nbs/search/43_scorers.ipynb #87d6bcb0
 @dataclass
 class SacrebleuOptions(Options):
     "Options of sacreBLEU."
@@ -235,7 +239,7 @@ class SacrebleuOptions(Options):
     sacrebleu_lowercase: bool = option(False, 'ignore case')
     sacrebleu_char_level: bool = option(False, 'compare characters, not words')
 
-
+# %% ../../nbs/search/43_scorers.ipynb #754c871f
 @SCORERS.register('sacrebleu', SacrebleuOptions)
 class SacrebleuScorer(SacreScorer):
     "BLEU as the sacrebleu library computes it."
@@ -258,7 +262,7 @@ class SacrebleuScorer(SacreScorer):
         text = text.lower() if self.options.sacrebleu_lowercase else text
         return ' '.join(self.words.tokenizer(text).replace(' ', '\u2581'))
 
-
+# %% ../../nbs/search/43_scorers.ipynb #03091f59
 @SCORERS.register('chrf')
 class ChrfScorer(SacreScorer):
     "chrF2 as the sacrebleu library computes it."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recorded', 'AttentionMap', 'attention_map', 'to_row', 'plot_attention']
 
-# %% ../../nbs/show/66_attention.ipynb #dbba4caa
+# %% ../../nbs/show/66_attention.ipynb #a3126715
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
 from ..models.model import EncoderDecoderModel
 from ..nn.attention import CrossAttention
-from .live import Picture
+from .history import Picture
 
 # %% ../../nbs/show/66_attention.ipynb #684db1fb
 @contextmanager
@@ -132,7 +132,7 @@ def plot(
     weights = weights.mean(axis=0) if head is None else weights[head]
     return plot_attention(weights, self.source, self.target)
 
-# %% ../../nbs/show/66_attention.ipynb #2cdfc65c
+# %% ../../nbs/show/66_attention.ipynb #d9c61967
 @patch
 def plot_heads(
     self: AttentionMap,
@@ -140,7 +140,8 @@ def plot_heads(
     "Draw every head of every layer."
     from matplotlib.figure import Figure
     layers, heads = self.weights.shape[:2]
-    figure = Figure(figsize=(1.3 * heads + 0.4, 1.3 * layers + 0.4), layout='constrained')
+    size = (1.3 * heads + 0.4, 1.3 * layers + 0.4)
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(layers, heads, squeeze=False)
     for layer in range(layers):
         for head in range(heads):
