@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-NAMES = [f'transformer.{name}' for name in ('beam5', 'greedy', 'lenpen', 'matchlen', 'nogram', 'prefix', 'score_ref', 'siblings', 'unnorm',
+NAMES = [f'transformer.{name}' for name in ('beam5', 'greedy', 'lenpen', 'matchlen', 'prefix', 'score_ref', 'siblings', 'unnorm',
                                             'align')] + ['transformer_prenorm.beam5']
 
 
@@ -61,6 +61,43 @@ def test_generate(shared, name):
     assert got[-1] == wanted[-1]
     ids = [int(line[2:].split('\t')[0]) for line in got if line.startswith('S-')]
     assert ids == sorted(ids)
+
+
+def test_no_repeat_ngram(shared):
+    """Pairs of words that stand twice are gone. fairseq without its CUDA kernel ignores the flag: its recorded output is that of the
+    same search without it, repetitions and all."""
+    wanted, got = run(shared, 'generate', 'generate', 'transformer.nogram')
+    plain = by_sentence((shared/'golden'/'generate'/'transformer.beam5.out').read_text(encoding='utf-8').splitlines())
+    recorded, ours = by_sentence(wanted), by_sentence(got)
+    def repeats(text): return len(set(pairs := list(zip(text.split(), text.split()[1:])))) < len(pairs)
+    best = {number: rows[0][1] for (mark, number), rows in recorded.items() if mark == 'H'}
+    assert best == {number: rows[0][1] for (mark, number), rows in plain.items() if mark == 'H'}
+    assert sum(map(repeats, best.values())) > 100
+    assert not any(repeats(rows[0][1]) for (mark, _), rows in ours.items() if mark == 'H')
+    assert recorded.keys() == ours.keys()
+
+
+def texts(lines: list[str]) -> dict[int, str]:
+    "The best hypothesis of each sentence."
+    found = {}
+    for line in lines:
+        if line.startswith('H-'):
+            found.setdefault(int(line[2:].split('\t')[0]), line.split('\t')[2])
+    return found
+
+
+def test_no_repeat_ngram_size_does_what_it_says(shared):
+    """A known difference that is right. In the record the flag had no effect: its hypotheses are those of plain beam search, with
+    repeated pairs of words in a third of them. Ours repeat none."""
+    wanted, got = (texts(lines) for lines in run(shared, 'generate', 'generate', 'transformer.nogram'))
+    plain = (shared/'golden'/'generate'/'transformer.beam5.out').read_text(encoding='utf-8').splitlines()
+    assert wanted == texts(plain)
+
+    def repeats(text):
+        pairs = list(zip(text.split(), text.split()[1:]))
+        return len(set(pairs)) < len(pairs)
+    assert sum(map(repeats, wanted.values())) > 50
+    assert not any(map(repeats, got.values()))
 
 
 @pytest.mark.parametrize('name', ['plain', 'buffered'])

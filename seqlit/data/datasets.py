@@ -185,7 +185,7 @@ class SequenceDataset(ABC):
     ) -> None:
         "Told before each epoch; most datasets stay as they are."
 
-# %% ../../nbs/data/15_datasets.ipynb #ed48c66b
+# %% ../../nbs/data/15_datasets.ipynb #9ad38dcf
 @patch
 def size(
     self: SequenceDataset,
@@ -195,7 +195,7 @@ def size(
     found = self.sizes[index]
     return tuple(found.tolist()) if self.sizes.ndim > 1 else int(found)
 
-
+# %% ../../nbs/data/15_datasets.ipynb #933440c6
 @patch
 def num_tokens_vec(
     self: SequenceDataset,
@@ -214,7 +214,7 @@ def num_tokens(
     "What one sentence costs in a batch."
     return int(self.sizes[index].max())
 
-
+# %% ../../nbs/data/15_datasets.ipynb #ed0dffa6
 @patch
 def ordered_indices(
     self: SequenceDataset,
@@ -222,7 +222,7 @@ def ordered_indices(
     "The order in which sentences are put into batches; here as they stand."
     return np.arange(len(self))
 
-# %% ../../nbs/data/15_datasets.ipynb #013dec42
+
 @patch
 def filter_by_size(
     self: SequenceDataset,
@@ -328,7 +328,7 @@ class LanguagePairDataset(PairedRows, SequenceDataset):
                  if samples[0].get(name) is not None}
         return self.assemble(ids, **sides)
 
-# %% ../../nbs/data/15_datasets.ipynb #de5f9cf6
+# %% ../../nbs/data/15_datasets.ipynb #220981ed
 @patch
 def batch(
     self: LanguagePairDataset,
@@ -344,7 +344,7 @@ def batch(
                                      for name, rows in sides.items()
                                      if rows is not None})
 
-
+# %% ../../nbs/data/15_datasets.ipynb #ffbc8061
 @patch
 def rectangle(
     self: LanguagePairDataset,

@@ -235,7 +235,7 @@ def __len__(self: EpochBatchIterator) -> int:
     "Rounds in an epoch."
     return self.steps(len(self.batches))
 
-# %% ../../nbs/data/17_iterator.ipynb #171693d4
+# %% ../../nbs/data/17_iterator.ipynb #ba4eeb61
 @patch
 def next_epoch(
     self: EpochBatchIterator,
@@ -254,7 +254,7 @@ def next_epoch(
     self.current = CountingIterator(self.made(mine), start, start + len(mine))
     return self.current
 
-
+# %% ../../nbs/data/17_iterator.ipynb #1b0c1cf3
 @patch
 def made(
     self: EpochBatchIterator,
@@ -262,14 +262,14 @@ def made(
 ) -> Iterator[dict[str, Any]]:  # the batches themselves, in this order
     "Make batches here, or let processes make them ahead."
     if self.num_workers == 0 or not batches:
-        return map(self.dataset.batch, batches)
+        return (self.dataset.batch(indices) for indices in batches)
     ahead = max(2, -(-self.buffer_size // self.num_workers))
     return unpacked(torch.utils.data.DataLoader(
         BatchList(self.dataset, batches), batch_size=None, collate_fn=bytes,
         num_workers=self.num_workers, prefetch_factor=ahead,
         generator=torch.Generator()))
 
-# %% ../../nbs/data/17_iterator.ipynb #bc1791f1
+# %% ../../nbs/data/17_iterator.ipynb #1d67241b
 @patch(as_prop=True)
 def next_epoch_index(self: EpochBatchIterator) -> int:
     "The number of the epoch that `next_epoch` will give."
@@ -294,7 +294,7 @@ def batches_given(self: EpochBatchIterator) -> int:
     rounds = self.iterations_in_epoch - self.steps(self.before)
     return min(self.before + rounds * self.num_shards, len(self.batches))
 
-
+# %% ../../nbs/data/17_iterator.ipynb #d5f34aa0
 @patch(as_prop=True)
 def first_batch(self: EpochBatchIterator) -> dict[str, Any]:
     "A batch of any kind, for a worker that has run out."

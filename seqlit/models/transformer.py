@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EncoderOptions', 'DecoderOptions', 'TransformerOptions', 'make_embedding', 'read_vectors', 'EmbeddedStack',
-           'TransformerEncoder', 'padding_mask', 'TransformerDecoder', 'make_projection', 'TransformerModel',
-           'check_sharing', 'keep_layers']
+           'make_projection', 'TransformerEncoder', 'TransformerDecoder', 'check_sharing', 'TransformerModel',
+           'keep_layers']
 
-# %% ../../nbs/models/31_transformer.ipynb #11dbf08f
+# %% ../../nbs/models/31_transformer.ipynb #62660d44
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from ..base.config import Options, option
+from ..base.config import Options, flag_of, option
 from ..base.errors import SeqlitError
 from ..base.files import read_lines
 from ..data.dictionary import Dictionary
 from seqlit.models.model import (
     Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, register_architecture,
     register_model)
-from ..nn.attention import attention_mask
+from ..nn.attention import attention_mask, padding_mask
 from ..nn.dropout import Dropout
 from ..nn.incremental import IncrementalState
 from ..nn.layers import (
@@ -70,7 +71,7 @@ class DecoderOptions(Options):
     no_cross_attention: bool = option(False, 'do not look at the source')
     no_decoder_final_norm: bool = option(False, 'no norm after the last pre-norm layer')
 
-# %% ../../nbs/models/31_transformer.ipynb #f59bd998
+# %% ../../nbs/models/31_transformer.ipynb #f37ae7fd
 @dataclass
 class TransformerOptions(DecoderOptions, EncoderOptions):
     "Options of the Transformer; names and defaults as in fairseq."
@@ -88,7 +89,7 @@ class TransformerOptions(DecoderOptions, EncoderOptions):
         False, 'one embedding for source, target and output, with two dictionaries')
     no_token_positional_embeddings: bool = option(False, 'no vectors of positions')
     layernorm_embedding: bool = option(False, 'norm the embeddings')
-    no_scale_embedding: bool = option(False, 'do not multiply embeddings by sqrt(width)')
+    no_scale_embedding: bool = option(False, 'do not scale embeddings by sqrt(width)')
     checkpoint_activations: bool = option(
         False, 'compute activations again in the backward pass: slower, less memory')
     offload_activations: bool = option(
@@ -103,19 +104,30 @@ class TransformerOptions(DecoderOptions, EncoderOptions):
         self.decoder_output_dim = self.decoder_output_dim or self.decoder_embed_dim
         self.activation_dropout = self.activation_dropout or self.relu_dropout
 
-    def spec(
-        self,
-        half: str,  # 'encoder' or 'decoder'
-    ) -> LayerSpec:  # of the layers of that half
-        "The layers of a half."
-        o = vars(self)
-        return LayerSpec(
-            o[f'{half}_embed_dim'], o[f'{half}_ffn_embed_dim'],
-            o[f'{half}_attention_heads'], self.dropout, self.attention_dropout,
-            self.activation_dropout, self.activation_fn, o[f'{half}_normalize_before'],
-            self.encoder_embed_dim)
+# %% ../../nbs/models/31_transformer.ipynb #fb8f647c
+@patch
+def of(
+    self: TransformerOptions,
+    half: str,  # 'encoder' or 'decoder'
+    name: str,  # 'layers' for --encoder-layers or --decoder-layers
+) -> object:  # its value
+    "The option of a half."
+    return vars(self)[f'{half}_{name}']
 
-# %% ../../nbs/models/31_transformer.ipynb #c7d9eaa4
+
+@patch
+def spec(
+    self: TransformerOptions,
+    half: str,  # 'encoder' or 'decoder'
+) -> LayerSpec:  # of the layers of that half
+    "What the layers of a half are like."
+    return LayerSpec(
+        self.of(half, 'embed_dim'), self.of(half, 'ffn_embed_dim'),
+        self.of(half, 'attention_heads'), self.dropout, self.attention_dropout,
+        self.activation_dropout, self.activation_fn,
+        self.of(half, 'normalize_before'), self.encoder_embed_dim)
+
+# %% ../../nbs/models/31_transformer.ipynb #9ce13d8f
 def make_embedding(
     dictionary: Dictionary,  # one row for each of its symbols
     embed_dim: int,  # D
@@ -143,77 +155,105 @@ def read_vectors(
         if number == 1 and len(numbers) == 1:
             continue
         if len(numbers) != width:
-            raise SeqlitError(f'{path}, line {number}: {len(numbers)} numbers, expected '
-                              f'{width} as the embedding is that wide')
+            raise SeqlitError(f'{path}, line {number}: {len(numbers)} numbers, but the '
+                              f'embedding has {width}')
         if word in dictionary:
             embedding.weight[dictionary.index(word)] = torch.tensor(
                 [float(x) for x in numbers])
             found += 1
     return found
 
-# %% ../../nbs/models/31_transformer.ipynb #7233360a
+# %% ../../nbs/models/31_transformer.ipynb #cca68693
 class EmbeddedStack(nn.Module):
-    "What both halves begin with."
+    "What both halves have: embeddings and a stack of layers."
 
-    def add_embeddings(
+    def add_parts(
         self,
-        options: TransformerOptions,  # of the model
+        o: TransformerOptions,  # of the model
+        half: str,  # 'encoder' or 'decoder'
         embed_tokens: nn.Embedding,  # of this half
-        width: int,  # D, of the layers that follow
-        is_learned: bool,  # True: learn positions
-        max_positions: int,  # the longest sentence
+        make_layer: Callable[[LayerSpec], nn.Module],  # makes one layer
     ):
-        "Make what turns tokens into vectors."
-        pad = embed_tokens.padding_idx
+        "Make all parts of a half."
+        width, pad = o.of(half, 'embed_dim'), embed_tokens.padding_idx
+        source, inside = half == 'encoder', embed_tokens.embedding_dim
+        self.limit = o.max_source_positions if source else o.max_target_positions
         self.register_buffer('version', torch.tensor([3.]))  # fairseq's of this layout
         self.embed_tokens = embed_tokens
-        self.embed_scale = 1. if options.no_scale_embedding else width ** 0.5
-        self.limit = max_positions
-        self.dropout = Dropout(options.dropout)
-        self.checkpoint_activations = options.checkpoint_activations
-        self.offload_activations = options.offload_activations
-        self.embed_positions = self.layernorm_embedding = self.layer_norm = None
-        if not options.no_token_positional_embeddings:
-            self.embed_positions = (LearnedPositions(max_positions, width, pad)
-                                    if is_learned else SinusoidalPositions(width, pad))
+        self.embed_scale = 1. if o.no_scale_embedding else width ** 0.5
+        self.dropout, self.options = Dropout(o.dropout), o
+        self.project_in_dim = self.embed_positions = self.layernorm_embedding = None
+        if inside != width:
+            self.project_in_dim = make_projection(inside, width)
+        if not o.no_token_positional_embeddings:
+            self.embed_positions = (
+                LearnedPositions(self.limit, width, pad) if o.of(half, 'learned_pos')
+                else SinusoidalPositions(width, pad))
+        if o.layernorm_embedding:
+            self.layernorm_embedding = nn.LayerNorm(width)
+        count = len(o.of(half, 'layers_to_keep') or range(o.of(half, 'layers')))
+        self.layers = LayerDropList(
+            o.of(half, 'layerdrop'), [make_layer(o.spec(half)) for _ in range(count)])
+        has_norm = o.of(half, 'normalize_before')
+        has_norm = has_norm and (source or not o.no_decoder_final_norm)
+        self.layer_norm = nn.LayerNorm(width) if has_norm else None
 
-    def embed(
-        self,
-        tokens: Tensor,  # (B, T) int64, the whole prefix
-        incremental_state: IncrementalState | None = None,  # given: new columns only
-        project: nn.Module | None = None,  # between embedding and positions
-    ) -> Tensor:  # (B, T, D)
-        "Vectors of tokens and their places."
-        new = tokens if incremental_state is None else tokens[:, incremental_state.step:]
-        x = self.embed_tokens(new)
-        x = x * self.embed_scale if self.embed_scale != 1 else x
-        x = x if project is None else project(x)
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(tokens, incremental_state)
-        if self.layernorm_embedding is not None:
-            x = self.layernorm_embedding(x)
-        return self.dropout(x)
+# %% ../../nbs/models/31_transformer.ipynb #bd12569c
+def make_projection(
+    inside: int,  # width of what comes in
+    outside: int,  # width of what goes out
+) -> nn.Linear:  # without bias
+    "A matrix between two widths."
+    projection = nn.Linear(inside, outside, bias=False)
+    nn.init.xavier_uniform_(projection.weight)
+    return projection
 
-    def max_positions(self) -> int:
-        "The longest sentence in tokens."
-        if self.embed_positions is None:
-            return self.limit
-        return min(self.limit, self.embed_positions.max_positions)
+# %% ../../nbs/models/31_transformer.ipynb #2692d7a8
+@patch
+def embed(
+    self: EmbeddedStack,
+    tokens: Tensor,  # (B, T) int64, the whole prefix
+    incremental_state: IncrementalState | None = None,  # given: new columns only
+) -> Tensor:  # (B, T, D)
+    "Vectors of tokens and their places."
+    done = 0 if incremental_state is None else incremental_state.step
+    if done and done >= tokens.size(1):
+        raise ValueError(f'{tokens.size(1)} columns, but {done} are decoded already: '
+                         'give the whole prefix with at least one new column')
+    x = self.embed_tokens(tokens[:, done:])
+    x = x * self.embed_scale if self.embed_scale != 1 else x
+    if self.project_in_dim is not None:
+        x = self.project_in_dim(x)
+    if self.embed_positions is not None:
+        x = x + self.embed_positions(tokens, incremental_state)
+    if self.layernorm_embedding is not None:
+        x = self.layernorm_embedding(x)
+    return self.dropout(x)
 
-    def run_layer(
-        self,
-        layer: nn.Module,  # one of the stack
-        *inputs: Any,  # what it takes
-    ) -> Any:  # what it returns
-        "Call a layer; the options say what is kept of it for the backward pass."
-        if self.checkpoint_activations and self.training:
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        if self.offload_activations and self.training:
-            with save_on_cpu(pin_memory=inputs[0].is_cuda):
-                return layer(*inputs)
-        return layer(*inputs)
 
-# %% ../../nbs/models/31_transformer.ipynb #95d58d5a
+@patch
+def max_positions(self: EmbeddedStack) -> int:
+    "The longest sentence in tokens."
+    if self.embed_positions is None:
+        return self.limit
+    return min(self.limit, self.embed_positions.max_positions)
+
+# %% ../../nbs/models/31_transformer.ipynb #85718e2e
+@patch
+def run_layer(
+    self: EmbeddedStack,
+    layer: nn.Module,  # one of the stack
+    *inputs: Any,  # what it takes, a tensor first
+) -> Any:  # what it returns
+    "Call a layer; the options say what is kept of it for the backward pass."
+    if self.options.checkpoint_activations and self.training:
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    if self.options.offload_activations and self.training:
+        with save_on_cpu(pin_memory=inputs[0].is_cuda):
+            return layer(*inputs)
+    return layer(*inputs)
+
+# %% ../../nbs/models/31_transformer.ipynb #6883e9b7
 class TransformerEncoder(EmbeddedStack, Encoder):
     "Reads all source tokens at once."
 
@@ -224,16 +264,7 @@ class TransformerEncoder(EmbeddedStack, Encoder):
         embed_tokens: nn.Embedding,  # (V, D)
     ):
         super().__init__(dictionary)
-        width, spec = options.encoder_embed_dim, options.spec('encoder')
-        self.add_embeddings(options, embed_tokens, width, options.encoder_learned_pos,
-                            options.max_source_positions)
-        if options.layernorm_embedding:
-            self.layernorm_embedding = nn.LayerNorm(width)
-        count = len(options.encoder_layers_to_keep or range(options.encoder_layers))
-        self.layers = LayerDropList(options.encoder_layerdrop, [
-            TransformerEncoderLayer(spec) for _ in range(count)])
-        if options.encoder_normalize_before:
-            self.layer_norm = nn.LayerNorm(width)
+        self.add_parts(options, 'encoder', embed_tokens, TransformerEncoderLayer)
 
     def forward(
         self,
@@ -244,31 +275,18 @@ class TransformerEncoder(EmbeddedStack, Encoder):
         "Read a batch."
         is_padding = src_tokens == self.dictionary.pad()
         is_padding = is_padding if bool(is_padding.any()) else None
-        x, mask = self.embed(src_tokens), None
-        embedding = x
+        x = embedding = self.embed(src_tokens)
+        mask, states = None, [x]
         if is_padding is not None:
             mask = attention_mask(~is_padding[:, None, None], x)
-        states = [x]
         for layer in self.layers:
             x = self.run_layer(layer, x, mask)
             states.append(x)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return EncoderOut(x, is_padding, embedding, states if return_all_hiddens else None,
-                          src_tokens, src_lengths)
+        x = x if self.layer_norm is None else self.layer_norm(x)
+        states = states if return_all_hiddens else None
+        return EncoderOut(x, is_padding, embedding, states, src_tokens, src_lengths)
 
-# %% ../../nbs/models/31_transformer.ipynb #6cfff456
-def padding_mask(
-    tokens: Tensor,  # (B, T) int64, the whole prefix
-    pad: int,  # the index of padding
-    like: Tensor,  # gives the dtype
-) -> Tensor | None:  # (B, 1, 1, T), is added; None: no padding before a word
-    "Hide padding on the left."
-    if not bool((tokens[:, 0] == pad).any()):
-        return None
-    return attention_mask((tokens != pad)[:, None, None], like)
-
-# %% ../../nbs/models/31_transformer.ipynb #2c26cbfb
+# %% ../../nbs/models/31_transformer.ipynb #d287c151
 class TransformerDecoder(EmbeddedStack, IncrementalDecoder):
     "Writes the target, looking at the source."
 
@@ -280,43 +298,22 @@ class TransformerDecoder(EmbeddedStack, IncrementalDecoder):
         has_encoder: bool = True,  # False: a language model
     ):
         super().__init__(dictionary)
-        o, width = options, options.decoder_embed_dim
-        self.add_embeddings(o, embed_tokens, width, o.decoder_learned_pos,
-                            o.max_target_positions)
-        self.project_in_dim = self.project_out_dim = None
-        if o.decoder_input_dim != width:
-            self.project_in_dim = make_projection(o.decoder_input_dim, width)
-        if o.layernorm_embedding:
-            self.layernorm_embedding = nn.LayerNorm(width)
-        count = len(o.decoder_layers_to_keep or range(o.decoder_layers))
+        o, outside = options, options.decoder_output_dim
         looks = has_encoder and not o.no_cross_attention
-        self.layers = LayerDropList(o.decoder_layerdrop, [
-            TransformerDecoderLayer(o.spec('decoder'), looks) for _ in range(count)])
-        if o.decoder_normalize_before and not o.no_decoder_final_norm:
-            self.layer_norm = nn.LayerNorm(width)
-        if o.decoder_output_dim != width:
-            self.project_out_dim = make_projection(width, o.decoder_output_dim)
-        rows = embed_tokens.num_embeddings
-        if not o.share_decoder_input_output_embed:
-            rows = len(dictionary)
-        self.output_projection = nn.Linear(o.decoder_output_dim, rows, bias=False)
-        if o.share_decoder_input_output_embed:
+        self.add_parts(o, 'decoder', embed_tokens,
+                       lambda spec: TransformerDecoderLayer(spec, looks))
+        self.project_out_dim = None
+        if outside != o.decoder_embed_dim:
+            self.project_out_dim = make_projection(o.decoder_embed_dim, outside)
+        shares = o.share_decoder_input_output_embed
+        rows = embed_tokens.num_embeddings if shares else len(dictionary)
+        self.output_projection = nn.Linear(outside, rows, bias=False)
+        if shares:
             self.output_projection.weight = embed_tokens.weight
         else:
-            nn.init.normal_(self.output_projection.weight,
-                            std=o.decoder_output_dim ** -0.5)
+            nn.init.normal_(self.output_projection.weight, std=outside ** -0.5)
 
-
-def make_projection(
-    inside: int,  # width of what comes in
-    outside: int,  # width of what goes out
-) -> nn.Linear:  # without bias
-    "A matrix between two widths."
-    projection = nn.Linear(inside, outside, bias=False)
-    nn.init.xavier_uniform_(projection.weight)
-    return projection
-
-# %% ../../nbs/models/31_transformer.ipynb #03e7a1d7
+# %% ../../nbs/models/31_transformer.ipynb #8e569d05
 @patch
 def extract_features(
     self: TransformerDecoder,
@@ -328,23 +325,18 @@ def extract_features(
     need_head_weights: bool = False,  # True: do not average the heads
 ) -> tuple[Tensor, dict]:  # (R, T, D); 'attn' (R, T, S) or None; 'inner_states'
     "One vector for each prefix."
-    tokens, state = prev_output_tokens, incremental_state
-    if state is not None and tokens.size(1) <= state.step:
-        raise ValueError(f'{tokens.size(1)} columns, but {state.step} are decoded '
-                         'already: give the whole prefix, and a new column')
-    x = self.embed(tokens, state, self.project_in_dim)
+    tokens, state, source = prev_output_tokens, incremental_state, encoder_out
+    x = self.embed(tokens, state)
+    memory, memory_mask = None if source is None else source.output, None
+    if source is not None and source.padding_mask is not None:
+        memory_mask = attention_mask(~source.padding_mask[:, None, None], x)
     mask = padding_mask(tokens, self.dictionary.pad(), x)
-    memory = memory_mask = None
-    if encoder_out is not None:
-        memory = encoder_out.output
-        if encoder_out.padding_mask is not None:
-            memory_mask = attention_mask(~encoder_out.padding_mask[:, None, None], x)
     states, attention = [x], None
     wanted = len(self.layers) - 1 if attention_layer is None else attention_layer
     for number, layer in enumerate(self.layers):
         x, weights = self.run_layer(layer, x, memory, mask, memory_mask, state,
                                     need_attention and number == wanted)
-        attention = weights if weights is not None else attention
+        attention = attention if weights is None else weights
         states.append(x)
     if state is not None:
         state.advance(x.size(1))
@@ -354,7 +346,33 @@ def extract_features(
         attention = attention.mean(1)
     return x, {'attn': attention, 'inner_states': states}
 
-# %% ../../nbs/models/31_transformer.ipynb #c7992188
+# %% ../../nbs/models/31_transformer.ipynb #68d65232
+def check_sharing(
+    o: TransformerOptions,  # what shall be shared
+    source: Dictionary,  # of the source
+    target: Dictionary,  # of the target
+):
+    "Errors when matrices that shall be one cannot be."
+    if o.share_all_embeddings and o.merge_src_tgt_embed:
+        raise SeqlitError('--share-all-embeddings and --merge-src-tgt-embed exclude '
+                          'each other: one is for one dictionary, the other for two')
+    if o.share_all_embeddings and source != target:
+        raise SeqlitError('--share-all-embeddings needs one dictionary for both '
+                          'languages: preprocess with --joined-dictionary')
+    both = [name for name in ('share_all_embeddings', 'merge_src_tgt_embed')
+            if vars(o)[name]]
+    if both and o.encoder_embed_dim != o.decoder_input_dim:
+        raise SeqlitError(f'{flag_of(both[0])} needs halves of one width, but they '
+                          f'have {o.encoder_embed_dim} and {o.decoder_input_dim}')
+    if both and o.decoder_embed_path not in (None, o.encoder_embed_path):
+        raise SeqlitError(f'{flag_of(both[0])} goes with one file of start vectors, '
+                          'but --decoder-embed-path names another')
+    shares = both or o.share_decoder_input_output_embed
+    if shares and o.decoder_input_dim != o.decoder_output_dim:
+        raise SeqlitError('sharing embedding and output matrix needs one width, but '
+                          f'they have {o.decoder_input_dim} and {o.decoder_output_dim}')
+
+# %% ../../nbs/models/31_transformer.ipynb #7751ff53
 @register_model('transformer', TransformerOptions)
 class TransformerModel(EncoderDecoderModel):
     "The Transformer for translation (Vaswani et al., 2017)."
@@ -390,56 +408,15 @@ class TransformerModel(EncoderDecoderModel):
         return cls(o, TransformerEncoder(o, source, reads),
                    TransformerDecoder(o, target, writes))
 
-    def upgrade_state_dict(self, state):
-        "Drop what fairseq stored beside parameters; keep the layers that are wanted."
-        state = {name: x for name, x in state.items()
-                 if not name.endswith(('_float_tensor', 'embed_positions.weights'))}
-        for half in ('encoder', 'decoder'):
-            state.setdefault(f'{half}.version', torch.tensor([3.]))
-            kept = vars(self.options)[f'{half}_layers_to_keep']
-            state = state if kept is None else keep_layers(state, f'{half}.layers.', kept)
-        if self.options.share_decoder_input_output_embed:
-            state.setdefault('decoder.output_projection.weight',
-                             state.get('decoder.embed_tokens.weight'))
-        return state
-
-
-def check_sharing(
-    options: TransformerOptions,  # what shall be shared
-    source: Dictionary,  # of the source
-    target: Dictionary,  # of the target
-):
-    "Errors when matrices that shall be one cannot be."
-    o = options
-    if o.share_all_embeddings and source != target:
-        raise SeqlitError('--share-all-embeddings needs one dictionary for both languages;'
-                          ' preprocess with --joined-dictionary')
-    if o.share_all_embeddings and o.merge_src_tgt_embed:
-        raise SeqlitError('--share-all-embeddings and --merge-src-tgt-embed exclude each '
-                          'other: the first is for one dictionary, the second for two')
-    if o.share_all_embeddings or o.merge_src_tgt_embed:
-        flag = '--share-all-embeddings' if o.share_all_embeddings else '--merge-src-tgt-embed'
-        if o.encoder_embed_dim != o.decoder_input_dim:
-            raise SeqlitError(f'{flag} needs --encoder-embed-dim '
-                              f'({o.encoder_embed_dim}) to equal --decoder-embed-dim '
-                              f'({o.decoder_input_dim})')
-        if o.decoder_embed_path not in (None, o.encoder_embed_path):
-            raise SeqlitError(f'{flag} goes with one embedding file, but '
-                              '--decoder-embed-path names another')
-    shares = (o.share_all_embeddings or o.merge_src_tgt_embed
-              or o.share_decoder_input_output_embed)
-    if shares and o.decoder_input_dim != o.decoder_output_dim:
-        raise SeqlitError(f'sharing embedding and output matrix needs one width, but '
-                          f'they have {o.decoder_input_dim} and {o.decoder_output_dim}')
-
-
+# %% ../../nbs/models/31_transformer.ipynb #5ebd374e
 def keep_layers(
     state: dict[str, Tensor],  # from a checkpoint
     prefix: str,  # 'encoder.layers.'
     kept: list[int],  # layers to keep, in order
 ) -> dict[str, Tensor]:  # with these layers only, numbered from 0
     "Choose layers from a checkpoint; one that has just as many is left as it is."
-    numbers = {int(n[len(prefix):].split('.')[0]) for n in state if n.startswith(prefix)}
+    numbers = {int(name[len(prefix):].split('.')[0]) for name in state
+               if name.startswith(prefix)}
     if len(numbers) == len(kept):
         return state
     place, chosen = {old: new for new, old in enumerate(sorted(kept))}, {}
@@ -452,7 +429,25 @@ def keep_layers(
         chosen[name] = x
     return chosen
 
-# %% ../../nbs/models/31_transformer.ipynb #0a801b51
+
+@patch
+def upgrade_state_dict(
+    self: TransformerModel,
+    state: dict[str, Tensor],  # from a checkpoint, of fairseq's too
+) -> dict[str, Tensor]:  # what this model has
+    "Drop what fairseq stored beside parameters; keep the layers that are wanted."
+    state = {name: x for name, x in state.items()
+             if not name.endswith(('_float_tensor', 'embed_positions.weights'))}
+    for half in ('encoder', 'decoder'):
+        state.setdefault(f'{half}.version', torch.tensor([3.]))
+        kept = self.options.of(half, 'layers_to_keep')
+        state = state if kept is None else keep_layers(state, f'{half}.layers.', kept)
+    if self.options.share_decoder_input_output_embed:
+        state.setdefault('decoder.output_projection.weight',
+                         state.get('decoder.embed_tokens.weight'))
+    return state
+
+# %% ../../nbs/models/31_transformer.ipynb #4f437653
 register_architecture('transformer', 'transformer_tiny', encoder_embed_dim=64,
                       encoder_ffn_embed_dim=64, encoder_layers=2,
                       encoder_attention_heads=2, decoder_layers=2,
@@ -470,7 +465,8 @@ register_architecture('transformer', 'transformer_vaswani_wmt_en_de_big',
 register_architecture('transformer', 'transformer_vaswani_wmt_en_fr_big',
                       extends='transformer_vaswani_wmt_en_de_big', dropout=0.1)
 register_architecture('transformer', 'transformer_wmt_en_de_big',
-                      extends='transformer_vaswani_wmt_en_de_big', attention_dropout=0.1)
+                      extends='transformer_vaswani_wmt_en_de_big',
+                      attention_dropout=0.1)
 register_architecture('transformer', 'transformer_wmt_en_de_big_t2t',
                       extends='transformer_vaswani_wmt_en_de_big',
                       encoder_normalize_before=True, decoder_normalize_before=True,

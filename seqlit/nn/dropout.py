@@ -54,7 +54,7 @@ def dropout_add(
         return torch.addcmul(residual, x, keep_mask(x, p))
     return residual + F.dropout(x, p)
 
-# %% ../../nbs/nn/19_dropout.ipynb #18d61af8
+# %% ../../nbs/nn/19_dropout.ipynb #e23d0b3e
 class Dropout(nn.Module):
     "Dropout that is active in training, or always after `retain_dropout`."
 
@@ -68,7 +68,9 @@ class Dropout(nn.Module):
         self.p, self.retained = p, False
 
     @property
-    def active(self) -> bool: return self.p > 0 and (self.training or self.retained)
+    def active(self) -> bool:
+        "Whether anything is dropped."
+        return self.p > 0 and (self.training or self.retained)
 
     def forward(
         self,

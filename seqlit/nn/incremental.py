@@ -11,13 +11,13 @@ import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../../nbs/nn/20_incremental.ipynb #11f0ec1e
+# %% ../../nbs/nn/20_incremental.ipynb #197bdc5a
 class Slot:
     "What one module remembers between two steps."
 
     def reorder(
         self,
-        rows: Tensor | None,  # (R',) int64: the old row of each new one; None: they stay
+        rows: Tensor | None,  # (R',) int64: each new row's old one; None: they stay
         sentences: Tensor | None,  # (B',) int64: the old sentence of each new one
     ):
         "Follow the hypotheses."
@@ -47,9 +47,10 @@ class RowSlot(Slot):
     ):
         "Index the first dimension of each tensor."
         if order is not None:
-            self.tensors = {k: t.index_select(0, order) for k, t in self.tensors.items()}
+            self.tensors = {name: t.index_select(0, order)
+                            for name, t in self.tensors.items()}
 
-# %% ../../nbs/nn/20_incremental.ipynb #3c0d6525
+# %% ../../nbs/nn/20_incremental.ipynb #5531343e
 class IncrementalState:
     "What a decoder remembers: one slot for each module that wants one."
 
@@ -81,7 +82,7 @@ class IncrementalState:
 
     def reorder(
         self,
-        rows: Tensor | None,  # (R',) int64: the old row of each new one; None: they stay
+        rows: Tensor | None,  # (R',) int64: each new row's old one; None: they stay
         sentences: Tensor | None = None,  # (B',): the old sentence; None: they stay
     ):
         "Let every slot follow the hypotheses and sentences that go on."
@@ -100,7 +101,7 @@ class SentenceSlot(RowSlot):
         "Take the sentences given."
         self.select(sentences)
 
-# %% ../../nbs/nn/20_incremental.ipynb #bdf1d484
+# %% ../../nbs/nn/20_incremental.ipynb #003ce9aa
 class GrowingSlot(Slot):
     "A tensor that grows along dimension 1, written in place; carries no gradient."
 
@@ -112,7 +113,9 @@ class GrowingSlot(Slot):
         self.buffer = self.spare = None
 
     @property
-    def filled(self) -> Tensor: return self.buffer[:, :self.length]
+    def filled(self) -> Tensor:
+        "(R, steps so far, ...), a view."
+        return self.buffer[:, :self.length]
 
     def append(
         self,

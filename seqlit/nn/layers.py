@@ -6,13 +6,14 @@
 __all__ = ['ACTIVATIONS', 'gelu_fast', 'gelu_exact', 'linear', 'get_activation', 'LayerSpec', 'TransformerLayer',
            'TransformerEncoderLayer', 'TransformerDecoderLayer', 'LayerDropList']
 
-# %% ../../nbs/nn/23_layers.ipynb #5d0f555a
+# %% ../../nbs/nn/23_layers.ipynb #90102533
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..base.errors import SeqlitError, nearest
@@ -20,7 +21,7 @@ from .attention import CrossAttention, SelfAttention
 from .dropout import Dropout
 from .incremental import IncrementalState
 
-# %% ../../nbs/nn/23_layers.ipynb #a919734a
+# %% ../../nbs/nn/23_layers.ipynb #05cd5beb
 def gelu_fast(
     x: Tensor,  # any shape
 ) -> Tensor:  # the same shape
@@ -51,7 +52,8 @@ def get_activation(
 ) -> Callable[[Tensor], Tensor]:  # the function
     "An activation function by name; errors with the nearest name."
     if name not in ACTIVATIONS:
-        raise SeqlitError(f"--activation-fn {name}: unknown{nearest(name, ACTIVATIONS)} "
+        guess = nearest(name, ACTIVATIONS)
+        raise SeqlitError(f'--activation-fn {name}: unknown{guess} '
                           f"(there are: {', '.join(ACTIVATIONS)})")
     return ACTIVATIONS[name]
 
@@ -69,7 +71,7 @@ class LayerSpec:
     normalize_before: bool = False  # True: pre-norm
     memory_dim: int | None = None  # width of the encoder's output; D unless given
 
-# %% ../../nbs/nn/23_layers.ipynb #70c35c0c
+# %% ../../nbs/nn/23_layers.ipynb #6a097af5
 class TransformerLayer(nn.Module):
     "The norms and sums that all parts share, and the network that ends a layer."
 
@@ -110,14 +112,16 @@ class TransformerLayer(nn.Module):
         x = self.dropout.add(x, residual)
         return x if self.normalize_before else norm(x)
 
-    def feed_forward(
-        self,
-        x: Tensor,  # (B, T, D)
-    ) -> Tensor:  # (B, T, D)
-        "The two-layer network at each position."
-        hidden = self.activation(self.fc1(self.enter(x, self.final_layer_norm)))
-        hidden = self.fc2(self.activation_dropout(hidden))
-        return self.leave(hidden, x, self.final_layer_norm)
+# %% ../../nbs/nn/23_layers.ipynb #faf927fc
+@patch
+def feed_forward(
+    self: TransformerLayer,
+    x: Tensor,  # (B, T, D)
+) -> Tensor:  # (B, T, D)
+    "The two-layer network at each position."
+    hidden = self.activation(self.fc1(self.enter(x, self.final_layer_norm)))
+    hidden = self.fc2(self.activation_dropout(hidden))
+    return self.leave(hidden, x, self.final_layer_norm)
 
 # %% ../../nbs/nn/23_layers.ipynb #cc13da84
 class TransformerEncoderLayer(TransformerLayer):

@@ -6,8 +6,9 @@
 __all__ = ['logger', 'GenerationOptions', 'Writer', 'averaged', 'Rules', 'ban_repeats', 'Hypothesis', 'hypotheses_of', 'Frontier',
            'SequenceGenerator', 'SequenceScorer', 'build_generator']
 
-# %% ../../nbs/search/42_generator.ipynb #47d86069
+# %% ../../nbs/search/42_generator.ipynb #11cd0a52
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
 from ..models.model import (
     BaseModel, Decoder, EncoderDecoderModel, IncrementalDecoder, LanguageModel)
-from ..nn.dropout import retain_dropout
+from ..nn.dropout import Dropout, retain_dropout
 from ..nn.incremental import IncrementalState
 from .beam import (
     BeamSearch, Candidates, DiverseSiblingsSearch, Finished, LengthMatchedSearch,
@@ -163,7 +164,7 @@ def project(
         scores /= self.temperature
     return torch.log_softmax(scores, 1, dtype=torch.float32, out=logs)
 
-# %% ../../nbs/search/42_generator.ipynb #d2e1baba
+# %% ../../nbs/search/42_generator.ipynb #fa049d67
 def averaged(
     writers: list[Writer],  # at work on one batch
     tokens: Tensor,  # (R, T) int64, everything written so far
@@ -172,7 +173,7 @@ def averaged(
     if len(writers) == 1:
         return writers[0].log_probs(tokens)
     each = torch.stack([writer.log_probs(tokens) for writer in writers])
-    return each.logsumexp(0) - torch.tensor(float(len(writers))).log()
+    return each.logsumexp(0) - math.log(len(writers))
 
 # %% ../../nbs/search/42_generator.ipynb #b890165b
 class Rules:
@@ -341,7 +342,7 @@ class Frontier:
         self.tokens = torch.cat([tokens, words.view(-1, 1)], dim=1)
         return order, kept
 
-# %% ../../nbs/search/42_generator.ipynb #cf7b8cae
+# %% ../../nbs/search/42_generator.ipynb #f6b9c725
 class SequenceGenerator:
     "Searches for the best outputs of one model, or of an ensemble."
 
@@ -355,7 +356,7 @@ class SequenceGenerator:
         self.options = options or GenerationOptions()
         self.beam = min(self.options.beam, len(dictionary) - 1)
         self.strategy = self.make_strategy()
-        for model in models if self.options.retain_dropout else []:
+        for model in models:
             self.keep_dropout(model)
 
     def make_strategy(self) -> Search:
@@ -381,13 +382,18 @@ class SequenceGenerator:
         return found, found._replace(
             scores=found.scores.masked_fill(tokens != eos, -torch.inf))
 
-# %% ../../nbs/search/42_generator.ipynb #c3ef36d3
+# %% ../../nbs/search/42_generator.ipynb #7a9d9cc1
 @patch
 def keep_dropout(
     self: SequenceGenerator,
     model: BaseModel,  # in evaluation mode
 ) -> None:
-    "Keep dropout on, as --retain-dropout asks; errors when there is none to keep."
+    "Switch dropout off, or keep it on as --retain-dropout asks."
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.retained = False
+    if not self.options.retain_dropout:
+        return
     owners = self.options.retain_dropout_modules
     names = None if owners is None else [name.strip() for name in owners.split(',')]
     if not retain_dropout(model, names) and names is not None:
@@ -521,7 +527,7 @@ def attach(
     self.alignment = [(places[best[t]].item(), i) for i, t in
                       enumerate(written)] if is_word.any() else []
 
-# %% ../../nbs/search/42_generator.ipynb #2c63c951
+# %% ../../nbs/search/42_generator.ipynb #2fc08820
 class SequenceScorer(SequenceGenerator):
     "A generator whose outputs are the given targets."
 
@@ -536,7 +542,7 @@ class SequenceScorer(SequenceGenerator):
         if target is None:
             raise SeqlitError('--score-reference needs targets, and this set has none')
         each = torch.stack([self.read(model, sample) for model in self.models])
-        each = (each.logsumexp(0) - torch.tensor(float(len(each))).log()).cpu()
+        each = (each.logsumexp(0) - math.log(len(each))).cpu()
         lengths = (target != self.dictionary.pad()).sum(1).tolist()
         ranked = [[Hypothesis(t[:n], s[:n].mean().item(), s[:n])]
                   for t, s, n in zip(target.cpu(), each, lengths)]

@@ -6,7 +6,7 @@
 __all__ = ['describe', 'PlainLines', 'Pace', 'LiveTraining', 'running_kernel', 'is_watched', 'shell_stream', 'WidgetMessages',
            'live']
 
-# %% ../../nbs/show/65_live.ipynb #463f378f
+# %% ../../nbs/show/65_live.ipynb #262a06fa
 import asyncio
 import html
 import sys
@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from fastcore.basics import patch
 
-from .history import History, point_of
+from .history import History, loss_of
 from ..train.events import Event, Skipped, Stopped, Update, Validated, Validating
 from ..train.loggers import follow
 from ..train.trainer import Trainer
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
     from ipykernel.kernelbase import Kernel
     from zmq.eventloop.zmqstream import ZMQStream
 
-# %% ../../nbs/show/65_live.ipynb #b5f30423
+# %% ../../nbs/show/65_live.ipynb #70aa7459
 def describe(
     event: Event,  # from `Trainer.run`
 ) -> str:  # one line, or nothing for what needs no line
     "An event in words."
     place = f'epoch {event.epoch}, update {event.num_updates:,}'
     match event:
-        case Update(report=dict()):
-            point = point_of(event)
-            return f'{place}: loss {point.loss:.3f}, lr {point.values["lr"]:.3g}'
-        case Validated(subset=subset):
-            return f'{place}: loss {point_of(event).loss:.3f} on {subset}'
+        case Update(report=dict(report)):
+            return f'{place}: loss {loss_of(report):.3f}, lr {report["lr"]:.3g}'
+        case Validated(subset=subset, report=report):
+            return f'{place}: loss {loss_of(report):.3f} on {subset}'
         case Skipped(reason=reason, ids=ids):
             return f'{place}: skipped the sentences {ids}: {reason}'
         case Stopped(reason=reason):

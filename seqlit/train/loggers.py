@@ -151,13 +151,14 @@ class SimpleLogger(Logger):
         parts += [f'{name} {value}' for name, value in as_text(event.report).items()]
         self.say(' | '.join(parts), tag=tag)
 
-# %% ../../nbs/train/57_loggers.ipynb #97dbf460
+# %% ../../nbs/train/57_loggers.ipynb #09ca955d
 class TqdmLogger(SimpleLogger):
     "A progress bar, and a plain line for each epoch and validation."
 
     def __init__(self):
         super().__init__()
         self.bar, self.kept = None, None  # kept: the epoch's bar during a validation
+        self.shown = {}  # behind the bar
 
     def __call__(
         self,
@@ -177,12 +178,15 @@ class TqdmLogger(SimpleLogger):
                 self.bar.close()
                 self.bar = None
         super().__call__(event)
-        if isinstance(event, (Update, Validating)) and self.bar is not None:
+        if isinstance(event, Update):
+            self.shown |= {k: v for k, v in event.values.items() if k in ('loss', 'lr')}
+            self.bar.set_postfix(as_text(self.shown), refresh=False)
+        if isinstance(event, (Update, Validating)):
             self.bar.update()
 
     def interval(self, event):
-        "Show the means behind the bar."
-        self.bar.set_postfix(as_text(event.report), refresh=False)
+        "Keep the means that fit behind the bar."
+        self.shown |= {k: v for k, v in event.report.items() if k in ('ppl', 'wps')}
 
 # %% ../../nbs/train/57_loggers.ipynb #542afe63
 @patch

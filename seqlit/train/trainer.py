@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Trainer', 'move', 'ids_of', 'is_time', 'tightest']
 
-# %% ../../nbs/train/56_trainer.ipynb #d33a16b7
+# %% ../../nbs/train/56_trainer.ipynb #c6924605
 import ast
 import logging
 import math
@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 
 import torch
 from fastcore.basics import patch
@@ -25,9 +24,8 @@ from torch import nn
 from ..base.config import Config
 from ..base.errors import SeqlitError
 from ..data.iterator import EpochBatchIterator, GroupedIterator
-from seqlit.train.checkpoints import (
-    CheckpointManager, CheckpointOptions, EarlyStopper, Restore, find_restore,
-    load_checkpoint)
+from .checkpoints import (
+    CheckpointManager, EarlyStopper, Restore, find_restore, load_checkpoint)
 from .criterions import Criterion, Scalar, Speed
 from seqlit.train.events import (
     EpochEnd, EpochStart, Event, Restored, Saved, Skipped, Stopped, Update, Validated,
@@ -35,7 +33,6 @@ from seqlit.train.events import (
 from .lr_schedulers import LR_SCHEDULERS
 from .meters import Metrics
 from .optimizers import OPTIMIZERS, scale_and_clip
-from .options import CommonOptions, DatasetOptions, OptimizationOptions
 
 logger = logging.getLogger(__name__)
 
@@ -458,7 +455,7 @@ def interruptible(
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../../nbs/train/56_trainer.ipynb #dd181727
+# %% ../../nbs/train/56_trainer.ipynb #eeea15db
 @patch
 def begin_epoch(
     self: Trainer,
@@ -490,8 +487,7 @@ def next_update(
     try:
         values = self.train_step(samples)
     except torch.OutOfMemoryError as error:
-        self.optimizer.zero_grad()
-        torch.cuda.empty_cache()
+        self.optimizer.zero_grad(), torch.cuda.empty_cache()
         self.unchecked = not self.updates.has_next()
         return Skipped(self.epoch, self.num_updates, ids_of(samples), str(error))
     self.unchecked = True
