@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/88_all.ipynb #8c1d0898
+# %% ../nbs/cli/88_all.ipynb #cea6dbe6
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
 from .builtins import REGISTRIES, known_names
-from .cli.generate import Translation, Translator, generate
+from .cli.generate import Generated, generate
 from .cli.preprocess import PreprocessOptions, preprocess
 from .cli.score import score
 from .cli.train import make_trainer, train
@@ -18,9 +18,10 @@ from .data.datasets import LanguagePairDataset, SequenceDataset, SequenceList
 from .data.dictionary import Dictionary
 from .data.indexed import IndexedDataset, load_indexed
 from .data.number_names import english_name, german_name, write_corpus
+from .hub.translator import Translation, Translator
 from .models.model import (
-    Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, LanguageModel,
-    register_architecture, register_model)
+    Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder,
+    LanguageModel, register_architecture, register_model)
 from .models.transformer import TransformerModel, TransformerOptions
 from .nn.incremental import GrowingSlot, IncrementalState, RowSlot, SentenceSlot
 from .search.generator import GenerationOptions, SequenceGenerator

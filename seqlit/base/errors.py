@@ -9,9 +9,9 @@ __all__ = ['SeqlitError', 'nearest']
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# %% ../../nbs/base/00_errors.ipynb #77e740d8
+# %% ../../nbs/base/00_errors.ipynb #3c330342
 class SeqlitError(Exception):
-    "Something the user can mend: the message names the value, the place and the remedy."
+    "Something the user can mend; the message names value, place and remedy."
 
 # %% ../../nbs/base/00_errors.ipynb #aa82f130
 def nearest(

@@ -15,7 +15,7 @@ from typing import IO
 
 from .errors import SeqlitError
 
-# %% ../../nbs/base/04_files.ipynb #fc5cbbe2
+# %% ../../nbs/base/04_files.ipynb #bf29cacb
 @contextmanager
 def atomic_write(
     path: str | Path,  # the final name
@@ -35,12 +35,12 @@ def atomic_write(
         os.replace(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SeqlitError(f'{path}: no space left on the device; the file was not '
-                              'written and nothing that was there has changed') from error
+                              'written, what was there has not changed') from error
         raise
 
-# %% ../../nbs/base/04_files.ipynb #dfb1fec7
+# %% ../../nbs/base/04_files.ipynb #ff572d44
 def check_errors(
     errors: str,  # 'strict' or 'replace'
 ) -> str:  # the same
@@ -63,7 +63,7 @@ def read_lines(
         for number, raw in enumerate(raw_lines(file), start=1):
             yield decode_line(raw, path, number, check_errors(errors))
 
-
+# %% ../../nbs/base/04_files.ipynb #15504f66
 def raw_lines(
     file: IO[bytes],  # an open file
 ) -> Iterator[bytes]:  # lines without their ends
@@ -80,8 +80,8 @@ def decode_line(
 ) -> str:  # the text
     "One line as text; errors say where the first bad byte is and what to do."
     if b'\0' in raw:
-        raise SeqlitError(f'{path}, line {number}: contains a NUL byte, so this is not a '
-                          'text file')
+        raise SeqlitError(f'{path}, line {number}: contains a NUL byte, so this is '
+                          'not a text file')
     try:
         return raw.decode('utf-8', errors)
     except UnicodeDecodeError as error:
@@ -90,9 +90,9 @@ def decode_line(
             f'{error.start} is not valid UTF-8; convert the file, or go on with '
             "--errors replace") from None
 
-# %% ../../nbs/base/04_files.ipynb #c3d72b31
+# %% ../../nbs/base/04_files.ipynb #744c175e
 def progress(
-    items: Iterable | None = None,  # what to go through; None: call `.update(n)` yourself
+    items: Iterable | None = None,  # what to go through; None: call `.update(n)`
     total: int | None = None,  # how many there are, if known
     desc: str = '',  # what is being done
     unit: str = 'it',  # one item's name, for the rate

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .errors import SeqlitError
 
-# %% ../../nbs/base/03_plugins.ipynb #bedd03fa
+# %% ../../nbs/base/03_plugins.ipynb #15e7ad52
 def load_plugin(
     path: str | Path,  # a folder, a .py file or a .ipynb notebook
 ) -> types.ModuleType:  # the imported module
@@ -49,7 +49,7 @@ def origin(
     spec = module.__spec__
     return Path(spec.origin) if spec is not None and spec.origin else None
 
-
+# %% ../../nbs/base/03_plugins.ipynb #439d27c9
 def import_file(
     path: Path,  # a .py file
     name: str,  # the module's name
@@ -88,7 +88,7 @@ def import_folder(
         importlib.import_module(f'{name}.{file.stem}')
     return package
 
-# %% ../../nbs/base/03_plugins.ipynb #8e7f9e93
+# %% ../../nbs/base/03_plugins.ipynb #43b6d6c5
 def run_notebook(
     path: Path,  # a .ipynb notebook
     name: str,  # the module's name
@@ -102,7 +102,8 @@ def run_notebook(
             if c['cell_type'] == 'code']
     marked = [(i, source) for i, source in code if is_exported(source)]
     module = types.ModuleType(name)
-    module.__spec__ = importlib.util.spec_from_file_location(name, path.with_suffix('.py'))
+    as_file = path.with_suffix('.py')
+    module.__spec__ = importlib.util.spec_from_file_location(name, as_file)
     module.__spec__.origin = str(path)
     sys.modules[name] = module
     try:

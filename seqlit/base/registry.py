@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from .errors import SeqlitError, nearest
 
-# %% ../../nbs/base/01_registry.ipynb #4cb9e184
+# %% ../../nbs/base/01_registry.ipynb #b8141c26
 class Registry:
     "The classes of one kind by name."
 
@@ -27,16 +27,15 @@ class Registry:
     ) -> Callable[[type], type]:  # a decorator that returns the class unchanged
         "Put a class into the table under `name`; errors when another class has it."
         def add(cls):
-            known = self.classes.get(name)
-            if known is not None and qualified(known) != qualified(cls):
+            known = self.classes.get(name, cls)
+            if qualified(known) != qualified(cls):
                 raise SeqlitError(
                     f"{self.kind} '{name}' is {qualified(known)} already, and "
                     f'{qualified(cls)} wants the name too: rename one of them')
             cls.registered_name = name
             if options is not None:
                 cls.Options = options
-                if '_name' not in vars(options):
-                    options._name = name
+                options._name = vars(options).get('_name', name)
             self.classes[name] = cls
             return cls
         return add
@@ -55,7 +54,7 @@ class Registry:
     def __iter__(self) -> Iterator[str]: return iter(sorted(self.classes))
     def __len__(self) -> int: return len(self.classes)
 
-
+# %% ../../nbs/base/01_registry.ipynb #5d942b6b
 def qualified(
     cls: type,  # any class
 ) -> str:  # 'package.module.Class'

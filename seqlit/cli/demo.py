@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'DEMO', 'DemoOptions', 'demo_steps', 'command_line', 'TrainingBar', 'train_shown', 'translate_test',
            'score_test', 'DemoResult', 'report', 'one_thread', 'demo', 'main']
 
-# %% ../../nbs/cli/85_demo.ipynb #a0572a71
+# %% ../../nbs/cli/85_demo.ipynb #0c3743b9
 import shlex
 import sys
 import tempfile
@@ -31,14 +31,14 @@ from .train import TRAIN, build_trainer
 from ..data.number_names import (
     Corpus, english_name, german_name, write_corpus, write_lines)
 from ..search.scorers import Scorer
-from ..show.attention import attention_map
+from ..show.attention import AttentionMap, attention_map
 from ..show.history import History
 from ..show.live import PlainLines, is_watched, live, running_kernel
 from ..train.events import Event, Update, Validated
 from ..train.loggers import follow
 from ..train.trainer import Trainer
 
-# %% ../../nbs/cli/85_demo.ipynb #79afde5c
+# %% ../../nbs/cli/85_demo.ipynb #7ff80772
 @dataclass
 class DemoOptions(Options):
     "Options of `seqlit demo`."
@@ -48,7 +48,7 @@ class DemoOptions(Options):
     limit: int = option(1_000_000, 'numbers are smaller than this')
     pairs: int = option(8000, 'numbers to learn from')
     held_out: int = option(300, 'numbers to validate with, and as many to test')
-    max_update: int = option(1200, 'updates of the training')
+    max_update: int = option(1000, 'updates of the training')
     seed: int = option(1, 'where random numbers begin')
 
 
@@ -164,7 +164,7 @@ def _cutting_lines(
             + shlex.quote(str(folder / f'test.{name}'))
             for kind, column, name in [('H', 3, 'sys'), ('T', 2, 'ref')]]
 
-# %% ../../nbs/cli/85_demo.ipynb #0a1bd1a3
+# %% ../../nbs/cli/85_demo.ipynb #eb00fb72
 @dataclass
 class DemoResult:
     "What the demo made and found."
@@ -188,15 +188,15 @@ class DemoResult:
         return sum(found == wanted for _, found, wanted in rows) / len(rows)
 
 
-def _crossing_number(
+def _crossing_numbers(
     numbers: list[int],  # to choose from
-) -> int:  # one with units after tens, and in its thousands too if there is one
-    "A number in which German changes the order, twice if possible."
+) -> list[int]:  # those first in which German changes the order most
+    "Numbers with units after tens first, twice if possible, digits all different."
     def crossings(number):
         parts = divmod(number, 1000)
         return (sum(part % 100 > 20 and part % 10 > 0 for part in parts),
                 len(set(str(number))))
-    return max(numbers, key=crossings)
+    return sorted(numbers, key=crossings, reverse=True)
 
 # %% ../../nbs/cli/85_demo.ipynb #259cdbd4
 def _samples(
@@ -210,7 +210,7 @@ def _samples(
     return wrong + [right[(2 * i + 1) * len(right) // (2 * wanted)]
                     for i in range(wanted)]
 
-# %% ../../nbs/cli/85_demo.ipynb #d8443a99
+# %% ../../nbs/cli/85_demo.ipynb #0b0368b5
 FILES = {'text/': 'the numbers in English and German, as words and as pieces',
          'data-bin/': 'dictionaries and numbers, as the model reads them',
          'checkpoints/': 'the trained model: checkpoint_best.pt, checkpoint_last.pt',
@@ -234,7 +234,8 @@ def report(
     ask = ['seqlit-interactive', data, '--path', path, '--bpe', 'subword_nmt',
            '--bpe-codes', str(codes)]
     lines += ['', f'{right} of {len(made.translations)} unseen numbers are right to '
-              f'the letter: {made.accuracy:.1%}, BLEU {made.scorer.score():.1f}.',
+              f'the letter: {made.accuracy:.1%}. BLEU of the pieces: '
+              f'{made.scorer.score():.1f}.',
               f'All of it took {made.seconds:.0f} seconds.', '',
               f'Everything is in {made.folder}',
               *(f'  {name:18} {content}' for name, content in FILES.items()),
@@ -244,7 +245,7 @@ def report(
               '  seqlit --help: what each command takes and leaves']
     return '\n'.join(lines)
 
-# %% ../../nbs/cli/85_demo.ipynb #62e9bac5
+# %% ../../nbs/cli/85_demo.ipynb #8cafebfd
 def _make_folder(
     keep: str | None,  # --keep
 ) -> Path:  # an empty folder
@@ -253,8 +254,8 @@ def _make_folder(
         return Path(tempfile.mkdtemp(prefix='seqlit-demo-'))
     folder = Path(keep)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SeqlitError(f'--keep {keep}: is there already and is no empty folder; name '
-                          'another one, and nothing of yours is touched')
+        raise SeqlitError(f'--keep {keep}: is there already and is no empty folder; '
+                          'name another one, and nothing of yours is touched')
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -262,13 +263,14 @@ def _make_folder(
 def _draw_pictures(
     made: DemoResult,  # with a trained model
 ):
-    "Leave loss.png and attention.png."
+    "Leave loss.png, and attention.png of the number that crosses most visibly."
     made.history.save_png(made.folder / 'loss.png')
-    number = _crossing_number(made.corpus.numbers['test'])
-    encode = made.corpus.codec.encode
-    names = encode(english_name(number)), encode(german_name(number))
-    attention = attention_map(made.history.trainer.model, *names)
-    attention.plot().save(made.folder / 'attention.png')
+    model, encode = made.history.trainer.model, made.corpus.codec.encode
+    numbers = _crossing_numbers(made.corpus.numbers['test'])[:20]
+    maps = [attention_map(model, encode(english_name(n)), encode(german_name(n)))
+            for n in numbers]
+    best = max(maps, key=AttentionMap.looks_back)
+    best.plot().save(made.folder / 'attention.png')
 
 # %% ../../nbs/cli/85_demo.ipynb #a3bdea62
 @contextmanager
@@ -319,13 +321,13 @@ def _run_steps(
     print(scorer.result_string())
     return DemoResult(folder, corpus, history, generated.translations, scorer, 0.)
 
-# %% ../../nbs/cli/85_demo.ipynb #a2bed1fc
+# %% ../../nbs/cli/85_demo.ipynb #b32250a3
 def _tell_corpus(
     corpus: Corpus,  # just written
 ):
     "Say what there is to learn."
     sizes = {name: len(numbers) for name, numbers in corpus.numbers.items()}
-    number = _crossing_number(corpus.numbers['test'])
+    number = _crossing_numbers(corpus.numbers['test'])[0]
     names = english_name(number), german_name(number)
     print(f'\n{sizes["train"]:,} pairs to learn from, {sizes["valid"]} to validate '
           f'with, and {sizes["test"]} unseen ones to test, like {number:,}:',
@@ -338,8 +340,15 @@ def _tell_command(
     steps: dict[str, dict],  # the settings of the commands
     gap: str = '\n',  # printed before
 ):
-    "Print a command as it would be typed into a shell."
-    print(f'{gap}$ {command_line(name, steps[name])}', flush=True)
+    "Print a command as it would be typed into a shell, on lines of 80 characters."
+    first, *flags = command_line(name, steps[name]).split(' --')
+    rows = [f'$ {first}']
+    for flag in flags:
+        if len(rows[-1]) + len(flag) < 74:
+            rows[-1] += f' --{flag}'
+        else:
+            rows.append(f'    --{flag}')
+    print(gap + ' \\\n'.join(rows), flush=True)
 
 # %% ../../nbs/cli/85_demo.ipynb #053def0c
 DEMO = Command('demo', 'Train a small translator from start to finish, in a minute.',

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .. import __version__
 from ..base.errors import nearest
 
-# %% ../../nbs/cli/86_main.ipynb #0c17c3d2
+# %% ../../nbs/cli/86_main.ipynb #82f9172f
 @dataclass(frozen=True)
 class Entry:
     "One line of the map, and where the command lives."
@@ -33,17 +33,18 @@ COMMANDS = {
                    'data-bin/', 'checkpoints/: best, last, epochs'),
     'generate': Entry('seqlit.cli.generate', 'main',
                       'data-bin/, a checkpoint', 'translations of a set, BLEU'),
-    'interactive': Entry('seqlit.cli.generate', 'interactive_main',
+    'interactive': Entry('seqlit.cli.interactive', 'main',
                          'a checkpoint, lines you type', 'their translations'),
     'score': Entry('seqlit.cli.score', 'main',
                    'two texts: system, reference', 'BLEU'),
 }
 
-# %% ../../nbs/cli/86_main.ipynb #a7630034
+# %% ../../nbs/cli/86_main.ipynb #cf130a58
 def overview() -> str:  # some twenty lines
     "The text of `seqlit --help`."
-    lines = [f'seqlit {__version__}: sequence-to-sequence models, from text to translations',
-             '', 'usage: seqlit COMMAND [arguments]   (or seqlit-COMMAND, as in fairseq)', '',
+    lines = [f'seqlit {__version__}: sequence-to-sequence models, from text to '
+             'translations', '',
+             'usage: seqlit COMMAND [arguments]   (or seqlit-COMMAND, as in fairseq)', '',
              f'  {"command":13}{"takes":31}leaves']
     lines += [f'  {name:13}{e.takes:31}{e.leaves}' for name, e in COMMANDS.items()]
     lines += ['', '  seqlit COMMAND --help   every option of a command',
@@ -79,12 +80,30 @@ def main(
         return 2
     return run(argv[0], argv[1:])
 
-# %% ../../nbs/cli/86_main.ipynb #0c9032f3
-def preprocess() -> int: return run('preprocess')
-def train() -> int: return run('train')
-def generate() -> int: return run('generate')
-def interactive() -> int: return run('interactive')
-def score() -> int: return run('score')
+# %% ../../nbs/cli/86_main.ipynb #2ed25652
+def preprocess() -> int:
+    "The script `seqlit-preprocess`."
+    return run('preprocess')
+
+
+def train() -> int:
+    "The script `seqlit-train`."
+    return run('train')
+
+
+def generate() -> int:
+    "The script `seqlit-generate`."
+    return run('generate')
+
+
+def interactive() -> int:
+    "The script `seqlit-interactive`."
+    return run('interactive')
+
+
+def score() -> int:
+    "The script `seqlit-score`."
+    return run('score')
 
 # %% ../../nbs/cli/86_main.ipynb #bf6dcb93
 #| eval: false

@@ -52,7 +52,7 @@ def check_chosen(
             raise SeqlitError(f'{flag} is missing, for example {flag} {example} '
                               f"(there are: {', '.join(known)})")
 
-# %% ../../nbs/cli/82_train.ipynb #00642453
+# %% ../../nbs/cli/82_train.ipynb #81bdf9fc
 def build_trainer(
     config: Config,  # of TRAIN
 ) -> Trainer:  # ready to run
@@ -68,7 +68,7 @@ def build_trainer(
 
 def make_trainer(
     data: str | Path,  # a data folder
-    **options,  # as the flags of `seqlit-train`: arch='transformer', max_tokens=4096 ...
+    **options,  # as the flags of `seqlit-train`: arch='transformer' ...
 ) -> Trainer:  # ready to run: read `trainer.run()`, or give it to `live`
     "A trainer from keyword arguments."
     return build_trainer(resolve(TRAIN, {**options, 'data': str(data)}))

@@ -84,7 +84,7 @@ class GenerationOptions(Options):
             raise SeqlitError('--match-source-len and --diversity-rate exclude each '
                               'other: both replace the plain beam search')
 
-# %% ../../nbs/search/42_generator.ipynb #724fc65f
+# %% ../../nbs/search/42_generator.ipynb #b75e8fd8
 class Writer:
     "A model at work on a batch."
 
@@ -99,20 +99,20 @@ class Writer:
         if isinstance(model, EncoderDecoderModel):
             self.source = model.encoder(**{k: v for k, v in net_input.items()
                                            if k != 'prev_output_tokens'})
-        self.asked, self.room = {}, None
+        self.is_plain, self.room = self.ends_in_matrix(), None
+        self.asked = {'features_only': True} if self.is_plain else {}
+        self.state = None
         if isinstance(model.decoder, IncrementalDecoder):
-            self.asked = {'incremental_state': IncrementalState()}
-        self.is_plain = self.ends_in_matrix()
+            self.state = self.asked['incremental_state'] = IncrementalState()
 
-# %% ../../nbs/search/42_generator.ipynb #d5f2c226
+# %% ../../nbs/search/42_generator.ipynb #8f51a7d8
 @patch
 def log_probs(
     self: Writer,
     tokens: Tensor,  # (R, T) int64, everything written so far, eos first
 ) -> Tensor:  # (R, V) float32, overwritten by the next call
     "How likely each word is to come next."
-    found, extra = self.decoder(tokens, self.source, features_only=self.is_plain,
-                                **self.asked)
+    found, extra = self.decoder(tokens, self.source, **self.asked)
     found = found[:, -1]
     if self.is_plain and found.dtype == self.decoder.output_projection.weight.dtype:
         return self.project(found)
@@ -130,8 +130,8 @@ def follow(
     "Rearrange what is kept."
     if sentences is not None and self.source is not None:
         self.source = self.model.encoder.reorder_encoder_out(self.source, sentences)
-    for state in self.asked.values():
-        state.reorder(rows, sentences)
+    if self.state is not None:
+        self.state.reorder(rows, sentences)
 
 # %% ../../nbs/search/42_generator.ipynb #563063e3
 @patch
@@ -191,7 +191,7 @@ class Rules:
         self.prefix = limits.new_empty(len(limits), 0) if prefix is None else prefix
         self.lowest, self.highest = int(self.limits.min()), int(self.limits.max())
 
-# %% ../../nbs/search/42_generator.ipynb #e37db5ca
+# %% ../../nbs/search/42_generator.ipynb #4053d4da
 @patch
 def follow(
     self: Rules,
@@ -213,8 +213,8 @@ def apply(
     "Make impossible what is not allowed."
     end, size = self.dictionary.eos(), self.options.no_repeat_ngram_size
     broken = log_probs[:, :, end].isnan()
-    if broken.any():
-        log_probs[broken] = -torch.inf
+    if not broken.is_cpu or broken.any():  # on a GPU asking costs more than doing
+        log_probs.masked_fill_(broken[:, :, None], -torch.inf)
     log_probs[:, :, self.dictionary.pad()] = -torch.inf
     if self.options.unkpen:
         log_probs[:, :, self.dictionary.unk()] -= self.options.unkpen

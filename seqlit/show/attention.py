@@ -85,7 +85,7 @@ def to_row(
         tokens = torch.from_numpy(dictionary.encode_line(tokens))
     return tokens[None]
 
-# %% ../../nbs/show/66_attention.ipynb #72da7158
+# %% ../../nbs/show/66_attention.ipynb #85005eac
 @patch
 def clearest(
     self: AttentionMap,
@@ -94,6 +94,16 @@ def clearest(
     read = self.weights.max(axis=2).mean(axis=-1)
     layer, head = np.unravel_index(read.argmax(), read.shape)
     return int(layer), int(head)
+
+
+@patch
+def looks_back(
+    self: AttentionMap,
+) -> float:  # 0 when the clearest head goes from left to right
+    "How often, and how surely, the clearest head goes back to an earlier source token."
+    weights = self.weights[self.clearest()]
+    places, peaks = weights.argmax(axis=-1), weights.max(axis=-1)
+    return float((np.minimum(peaks[1:], peaks[:-1]) * (np.diff(places) < 0)).sum())
 
 # %% ../../nbs/show/66_attention.ipynb #15b07cde
 def plot_attention(

@@ -25,7 +25,7 @@ from ..search.generator import (
 from ..train.criterions import CRITERIONS, Criterion, batch_metrics
 from ..train.optimizers import Optimizer
 
-# %% ../../nbs/tasks/60_task.ipynb #1444cc1f
+# %% ../../nbs/tasks/60_task.ipynb #5e896f65
 TASKS = Registry('task')
 register_task = TASKS.register
 
@@ -66,17 +66,20 @@ class Task:
         "Load one split."
         raise NotImplementedError(f'{type(self).__name__}.load_dataset')
 
-    def dataset(
-        self,
-        split: str,  # a split that has been loaded
-    ) -> SequenceDataset:  # its dataset
-        "A loaded split; errors when it was not loaded."
-        if split not in self.datasets:
-            raise SeqlitError(f"dataset '{split}' is not loaded; call load_dataset first "
-                              f"(loaded: {', '.join(self.datasets) or 'none'})")
-        return self.datasets[split]
+# %% ../../nbs/tasks/60_task.ipynb #82c5e29f
+@patch
+def dataset(
+    self: Task,
+    split: str,  # a split that has been loaded
+) -> SequenceDataset:  # its dataset
+    "A loaded split; errors when it was not loaded."
+    if split not in self.datasets:
+        loaded = ', '.join(self.datasets) or 'none'
+        raise SeqlitError(f"dataset '{split}' is not loaded; call load_dataset "
+                          f'first (loaded: {loaded})')
+    return self.datasets[split]
 
-# %% ../../nbs/tasks/60_task.ipynb #b38693c9
+# %% ../../nbs/tasks/60_task.ipynb #0890db51
 @patch
 def max_positions(self: Task) -> tuple[int, ...] | int | None:
     "The longest input that the task allows; None means no bound."
@@ -101,7 +104,7 @@ def reduce_metrics(
     "What an update has to tell, from what its batches logged."
     return batch_metrics(logs) | criterion.reduce_metrics(logs)
 
-
+# %% ../../nbs/tasks/60_task.ipynb #ef32c6fa
 @patch
 def begin_epoch(
     self: Task,
@@ -191,7 +194,7 @@ def get_batch_iterator(
         dataset, batches, seed=seed, num_shards=num_shards, shard_id=shard_id,
         num_workers=num_workers, epoch=epoch, buffer_size=data_buffer_size)
 
-# %% ../../nbs/tasks/60_task.ipynb #8692f115
+# %% ../../nbs/tasks/60_task.ipynb #2abbe11d
 @patch
 def train_step(
     self: Task,
@@ -201,7 +204,7 @@ def train_step(
     optimizer: Optimizer,  # its `backward` is used, not its `step`
     update_num: int = 0,  # updates done so far
     ignore_grad: bool = False,  # True: a dummy batch, whose gradient must be zero
-) -> tuple[Tensor, float, dict]:  # loss summed over the batch, sample size, logging output
+) -> tuple[Tensor, float, dict]:  # summed loss, sample size, what to log
     "Forward and backward for one micro-batch; gradients add up in the model."
     model.train()
     loss, sample_size, logging_output = criterion(model, sample)
