@@ -7,7 +7,8 @@ import pytest
 
 from seqlit.base.config import default_of, flag_of, options_of
 from seqlit.cli.fairseq_flags import FAIRSEQ_FLAGS
-from seqlit.cli.generate import GENERATE, INTERACTIVE
+from seqlit.cli.generate import GENERATE
+from seqlit.cli.interactive import INTERACTIVE
 from seqlit.cli.preprocess import IgnoredOptions
 from seqlit.cli.train import TRAIN
 

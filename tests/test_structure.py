@@ -83,7 +83,7 @@ def test_numbers_and_modules_are_unique():
 def test_module_is_folder_and_name(notebook):
     "data/10_dictionary.ipynb is seqlit.data.dictionary, so that either leads to the other."
     folder, name = notebook.path.parent.relative_to(NBS).parts, notebook.path.stem.split('_', 1)[1]
-    expected = {('cli', 'builtins'): 'seqlit.builtins', ('cli', 'all'): 'seqlit.all'}.get((*folder, name))
+    expected = {('hub', 'builtins'): 'seqlit.builtins', ('cli', 'all'): 'seqlit.all'}.get((*folder, name))
     assert notebook.module == (expected or '.'.join(['seqlit', *folder, name]))
 
 

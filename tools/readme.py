@@ -20,6 +20,7 @@ PARTS = {
     'train': 'the loop, and everything that it needs to continue bit for bit',
     'tasks': 'the object that knows which data, model and loss belong together',
     'show': 'pictures of what the code does',
+    'hub': 'a trained model, ready to translate',
     'cli': 'each command is a short function that returns objects',
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from .errors import SeqlitError, nearest
 
-# %% ../../nbs/base/01_registry.ipynb #b8141c26
+# %% ../../nbs/base/01_registry.ipynb #aca94221
 class Registry:
     "The classes of one kind by name."
 
@@ -29,14 +29,12 @@ class Registry:
         def add(cls):
             known = self.classes.get(name, cls)
             if qualified(known) != qualified(cls):
-                raise SeqlitError(
-                    f"{self.kind} '{name}' is {qualified(known)} already, and "
-                    f'{qualified(cls)} wants the name too: rename one of them')
-            cls.registered_name = name
+                raise SeqlitError(f"{self.kind} '{name}' is {qualified(known)} already, "
+                                  f'and {qualified(cls)} wants it too: rename one')
+            cls.registered_name, self.classes[name] = name, cls
             if options is not None:
                 cls.Options = options
                 options._name = vars(options).get('_name', name)
-            self.classes[name] = cls
             return cls
         return add
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Slot', 'Command', 'resolve', 'explain_unknown', 'flags_of', 'OneLineParser', 'parse', 'refuse', 'add_slots',
-           'usage_of', 'is_number', 'run_command', 'one_line']
+           'usage_of', 'run_command', 'one_line']
 
 # %% ../../nbs/cli/80_common.ipynb #fb33a9c4
 import argparse
@@ -119,7 +119,7 @@ class OneLineParser(argparse.ArgumentParser):
         told = message.removeprefix('argument ')
         raise SeqlitError(f'{told} (see {self.prog} --help)')
 
-# %% ../../nbs/cli/80_common.ipynb #3ff2dc10
+# %% ../../nbs/cli/80_common.ipynb #1458aa46
 def parse(
     command: Command,  # what to parse for
     argv: list[str],  # the words after the command's name
@@ -156,12 +156,12 @@ def refuse(
 ):
     "Errors for the first word that nobody knows."
     for word in words:
-        if word.startswith('-') and not is_number(word):
+        if word.startswith('-') and not _is_number(word):
             raise SeqlitError(explain_unknown(command, word.split('=')[0], known))
     if words:
         raise SeqlitError(f"unexpected argument '{words[0]}'")
 
-# %% ../../nbs/cli/80_common.ipynb #e7f0207a
+# %% ../../nbs/cli/80_common.ipynb #0555a416
 def add_slots(
     parser: argparse.ArgumentParser,  # where to add
     command: Command,  # whose slots
@@ -191,7 +191,7 @@ def usage_of(
                      '[options]'])
 
 
-def is_number(
+def _is_number(
     word: str,  # a word of a command line
 ) -> bool:  # True for '-1' and '-0.5'
     "Whether a word that starts with a minus is a negative number."

@@ -33,7 +33,7 @@ from ..train.options import CommonOptions, DatasetOptions
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/cli/83_generate.ipynb #c3470476
+# %% ../../nbs/cli/83_generate.ipynb #85397054
 GENERATION_SLOTS = (
     Slot('task', TASKS, 'what the models were trained for', default='translation'),
     Slot('scoring', SCORERS, 'how to score the output', default='bleu'),
@@ -42,8 +42,8 @@ GENERATION_SLOTS = (
 
 GENERATE = Command(
     'generate', 'Translate a binarised set and score the result.',
-    {'common': CommonOptions, 'dataset': DatasetOptions, 'generation': GenerationOptions},
-    GENERATION_SLOTS)
+    {'common': CommonOptions, 'dataset': DatasetOptions,
+     'generation': GenerationOptions}, GENERATION_SLOTS)
 
 
 def build_translator(
@@ -58,8 +58,8 @@ def build_translator(
     models, task = load_models(
         options.path, config.task.given(), config.task._name,
         read_dict(options.model_overrides, '--model-overrides'))
-    return Translator([m.to('cuda' if use_gpu else 'cpu') for m in models], task, options,
-                      build_codec(TOKENIZERS, config.tokenizer),
+    models = [model.to('cuda' if use_gpu else 'cpu') for model in models]
+    return Translator(models, task, options, build_codec(TOKENIZERS, config.tokenizer),
                       build_codec(BPES, config.bpe))
 
 # %% ../../nbs/cli/83_generate.ipynb #178de431
@@ -105,7 +105,7 @@ def score_all(
         scorer.add_string(translation.reference, translation.outputs[0])
     return scorer
 
-# %% ../../nbs/cli/83_generate.ipynb #8ed7a473
+# %% ../../nbs/cli/83_generate.ipynb #549db3fb
 def subset_batches(
     translator: Translator,  # with the set loaded
     options: DatasetOptions,  # budget and set
@@ -123,7 +123,7 @@ def subset_batches(
         num_shards=options.num_shards, shard_id=options.shard_id,
         num_workers=options.num_workers, seed=seed).next_epoch(shuffle=False)
 
-
+# %% ../../nbs/cli/83_generate.ipynb #8ac35f05
 def run_generate(
     config: Config,  # of GENERATE
     emit: Callable[[Translation], None] = lambda translation: None,  # called in order
@@ -134,7 +134,8 @@ def run_generate(
     translator.task.load_dataset(subset)
     batches = subset_batches(translator, config.dataset, config.common.seed)
     began, translations = time.monotonic(), []
-    shown = progress(batches, total=len(batches), desc=f'generate {subset}', unit='batch',
+    shown = progress(batches, total=len(batches), desc=f'generate {subset}',
+                     unit='batch',
                      enabled=False if config.common.no_progress_bar else None)
     for translation in in_order(translator.translate_batches(shown)):
         emit(translation)
@@ -148,7 +149,8 @@ def tell_speed(
     seconds: float,  # for all of them
 ):
     "Log how many sentences and tokens, and how fast."
-    tokens, count = sum(len(t.hypotheses[0].tokens) for t in translations), len(translations)
+    tokens = sum(len(t.hypotheses[0].tokens) for t in translations)
+    count = len(translations)
     logger.info('NOTE: hypothesis and token scores are output in base 2')
     logger.info('Translated %d sentences (%d tokens) in %.1fs (%.2f sentences/s, %.2f '
                 'tokens/s)', count, tokens, seconds, count / seconds, tokens / seconds)

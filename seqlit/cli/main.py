@@ -39,12 +39,13 @@ COMMANDS = {
                    'two texts: system, reference', 'BLEU'),
 }
 
-# %% ../../nbs/cli/86_main.ipynb #cf130a58
+# %% ../../nbs/cli/86_main.ipynb #340ade8b
 def overview() -> str:  # some twenty lines
     "The text of `seqlit --help`."
     lines = [f'seqlit {__version__}: sequence-to-sequence models, from text to '
              'translations', '',
-             'usage: seqlit COMMAND [arguments]   (or seqlit-COMMAND, as in fairseq)', '',
+             'usage: seqlit COMMAND [arguments]   (or seqlit-COMMAND, as in fairseq)',
+             '',
              f'  {"command":13}{"takes":31}leaves']
     lines += [f'  {name:13}{e.takes:31}{e.leaves}' for name, e in COMMANDS.items()]
     lines += ['', '  seqlit COMMAND --help   every option of a command',

@@ -26,10 +26,10 @@ from ..tasks.task import TASKS, Task
 from ..train.checkpoints import load_checkpoint
 from ..train.trainer import move
 
-# %% ../../nbs/hub/76_translator.ipynb #7b03ef62
+# %% ../../nbs/hub/76_translator.ipynb #61d9d865
 def load_models(
     path: str,  # a checkpoint, or several separated by colons
-    given: Mapping[str, object] | None = None,  # task options that replace recorded ones
+    given: Mapping[str, object] | None = None,  # replace recorded options of the task
     task_name: str | None = None,  # another task than the recorded one
     overrides: Mapping[str, object] | None = None,  # changes to the models' options
 ) -> tuple[list[BaseModel], Task]:  # models in evaluation mode, and their task
@@ -83,7 +83,7 @@ def read_dict(
                           "\"{'dropout': 0.1}\"")
     return value
 
-# %% ../../nbs/hub/76_translator.ipynb #97523bab
+# %% ../../nbs/hub/76_translator.ipynb #d379ed97
 @dataclass
 class Translation:
     "What was found for one sentence."
@@ -96,7 +96,7 @@ class Translation:
 
     def lines(
         self,
-        quiet_source: bool = False,  # leave out S- and T-, as interactive prints S itself
+        quiet_source: bool = False,  # leave out S- and T-; interactive prints S itself
     ) -> Iterator[str]:  # S-, T-, then H-, D-, P- and A- of each hypothesis
         "fairseq's output lines."
         if not quiet_source:
@@ -112,7 +112,7 @@ class Translation:
             if hypothesis.alignment is not None:
                 yield f'A-{self.id}\t{hypothesis.alignment_text()}'
 
-# %% ../../nbs/hub/76_translator.ipynb #6de474ab
+# %% ../../nbs/hub/76_translator.ipynb #fc726ffc
 class Translator:
     "Models, their task and a search, ready to translate."
 
@@ -144,7 +144,8 @@ class Translator:
         for name in options:
             if name not in known:
                 raise SeqlitError(f"unknown option '{name}'{nearest(name, known)}")
-        models, task = load_models(str(path), {} if data is None else {'data': str(data)})
+        given = {} if data is None else {'data': str(data)}
+        models, task = load_models(str(path), given)
         return cls([model.to(device) for model in models], task,
                    GenerationOptions(**options), tokenizer, bpe)
 
@@ -181,7 +182,7 @@ def to_text(
     "Tokens as text."
     return dictionary.string(tokens, self.options.post_process, escape_unk=escape_unk)
 
-# %% ../../nbs/hub/76_translator.ipynb #373aef34
+# %% ../../nbs/hub/76_translator.ipynb #e3e365d7
 @patch
 def translate_batch(
     self: Translator,
@@ -210,7 +211,8 @@ def translation(
     reads, writes = self.task.source_dictionary, self.task.target_dictionary
     reference = None
     if target is not None:
-        reference = self.to_text(writes, target[target != writes.pad()], escape_unk=True)
+        target = target[target != writes.pad()]
+        reference = self.to_text(writes, target, escape_unk=True)
     best = hypotheses[:self.options.nbest]
     texts = [self.to_text(writes, hypothesis.tokens) for hypothesis in best]
     return Translation(number, self.to_text(reads, source[source != reads.pad()]),

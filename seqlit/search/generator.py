@@ -6,7 +6,7 @@
 __all__ = ['logger', 'GenerationOptions', 'Writer', 'averaged', 'Rules', 'ban_repeats', 'Hypothesis', 'hypotheses_of', 'Frontier',
            'SequenceGenerator', 'SequenceScorer', 'build_generator']
 
-# %% ../../nbs/search/42_generator.ipynb #11cd0a52
+# %% ../../nbs/search/42_generator.ipynb #6f7d502e
 import logging
 import math
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from ..models.model import (
     BaseModel, Decoder, EncoderDecoderModel, IncrementalDecoder, LanguageModel)
 from ..nn.dropout import Dropout, retain_dropout
 from ..nn.incremental import IncrementalState
+from ..nn.products import product
 from .beam import (
     BeamSearch, Candidates, DiverseSiblingsSearch, Finished, LengthMatchedSearch,
     Search, SearchTree, split)
@@ -133,7 +134,7 @@ def follow(
     if self.state is not None:
         self.state.reorder(rows, sentences)
 
-# %% ../../nbs/search/42_generator.ipynb #563063e3
+# %% ../../nbs/search/42_generator.ipynb #c9327732
 @patch
 def ends_in_matrix(self: Writer) -> bool:
     "Whether features and probabilities are only a product and a softmax apart."
@@ -152,17 +153,17 @@ def project(
     self: Writer,
     features: Tensor,  # (R, D)
 ) -> Tensor:  # (R, V) float32
-    "Product and softmax, in memory that is kept from step to step."
+    "Product and softmax, into memory that is kept from step to step."
     weight, rows = self.decoder.output_projection.weight, len(features)
-    if self.room is None or len(self.room[0]) < rows:
-        shape = rows, len(weight)
-        self.room = (features.new_empty(shape),
-                     features.new_empty(shape, dtype=torch.float32))
-    scores, logs = (x[:rows] for x in self.room)
-    torch.mm(features, weight.t(), out=scores)
-    if self.temperature != 1:
-        scores /= self.temperature
-    return torch.log_softmax(scores, 1, dtype=torch.float32, out=logs)
+    if self.room is None or len(self.room) < rows:
+        self.room = features.new_empty(rows, len(weight), dtype=torch.float32)
+    size = max(1, 2_000_000 // len(weight))
+    for part, logs in zip(features.split(size), self.room[:rows].split(size)):
+        scores = product(part, weight)
+        if self.temperature != 1:
+            scores /= self.temperature
+        torch.log_softmax(scores, 1, dtype=torch.float32, out=logs)
+    return self.room[:rows]
 
 # %% ../../nbs/search/42_generator.ipynb #fa049d67
 def averaged(

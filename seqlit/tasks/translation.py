@@ -48,7 +48,7 @@ class TranslationOptions(Options):
         choices=('raw', 'lazy', 'cached', 'mmap'))
     required_seq_len_multiple: int = option(1, 'pad lengths to a multiple of this')
 
-# %% ../../nbs/tasks/61_translation.ipynb #af2e08b4
+# %% ../../nbs/tasks/61_translation.ipynb #d65c418a
 def find_languages(
     folder: Path,  # a data folder
 ) -> tuple[str, str] | None:  # ('en', 'de'), or None when no file tells
@@ -84,11 +84,11 @@ def check_folder(
         raise SeqlitError(f'{folder}: {what}; give the folder that seqlit-preprocess '
                           'wrote (its --destdir)')
     if not any(folder.glob('dict*.txt')):
-        raise SeqlitError(f'{folder}: no dictionary (dict.LANG.txt) here, so this is not '
-                          'a data folder; run seqlit-preprocess first')
+        raise SeqlitError(f'{folder}: no dictionary (dict.LANG.txt) here, so this is '
+                          'not a data folder; run seqlit-preprocess first')
     return folder
 
-# %% ../../nbs/tasks/61_translation.ipynb #e2ca3d07
+# %% ../../nbs/tasks/61_translation.ipynb #1c6c966b
 def load_pairs(
     folder: Path,  # a data folder
     split: str,  # 'train', 'valid', 'test' ...
@@ -118,7 +118,7 @@ def load_pairs(
     ratios = [max(options.upsample_primary, 1)] + [1] * (len(sources) - 1)
     return join_rows(sources, ratios), join_rows(targets, ratios) if targets else None
 
-
+# %% ../../nbs/tasks/61_translation.ipynb #40288436
 def join_rows(
     parts: list[SequenceDataset],  # at least one
     ratios: list[int],  # how often to repeat each
