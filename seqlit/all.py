@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/88_all.ipynb #cea6dbe6
+# %% ../nbs/cli/88_all.ipynb #a99ff990
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
 from .builtins import REGISTRIES, known_names
 from .cli.generate import Generated, generate
+from .cli.number_names import english_name, german_name, write_corpus
 from .cli.preprocess import PreprocessOptions, preprocess
 from .cli.score import score
 from .cli.train import make_trainer, train
 from .data.datasets import LanguagePairDataset, SequenceDataset, SequenceList
 from .data.dictionary import Dictionary
 from .data.indexed import IndexedDataset, load_indexed
-from .data.number_names import english_name, german_name, write_corpus
 from .hub.translator import Translation, Translator
 from .models.model import (
     Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from .errors import SeqlitError, nearest
 
-# %% ../../nbs/base/01_registry.ipynb #aca94221
+# %% ../../nbs/base/01_registry.ipynb #ff2ee6c9
 class Registry:
     "The classes of one kind by name."
 
@@ -29,8 +29,8 @@ class Registry:
         def add(cls):
             known = self.classes.get(name, cls)
             if qualified(known) != qualified(cls):
-                raise SeqlitError(f"{self.kind} '{name}' is {qualified(known)} already, "
-                                  f'and {qualified(cls)} wants it too: rename one')
+                raise SeqlitError(f"{self.kind} '{name}' is {qualified(known)}, and "
+                                  f'{qualified(cls)} wants it too: rename one')
             cls.registered_name, self.classes[name] = name, cls
             if options is not None:
                 cls.Options = options

@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'DEMO', 'DemoOptions', 'demo_steps', 'command_line', 'TrainingBar', 'train_shown', 'translate_test',
            'score_test', 'DemoResult', 'report', 'one_thread', 'demo', 'main']
 
-# %% ../../nbs/cli/85_demo.ipynb #0c3743b9
+# %% ../../nbs/cli/85_demo.ipynb #c4a74d4a
 import shlex
 import sys
 import tempfile
@@ -23,13 +23,13 @@ from tqdm import tqdm
 from ..base.config import Options, flag_of, option
 from ..base.errors import SeqlitError
 from .common import Command, resolve, run_command
-from .generate import (
-    GENERATE, Generated, Translation, results_file, run_generate)
+from .generate import GENERATE, Generated, results_file, run_generate
 from .preprocess import PREPROCESS, preprocess
 from .score import SCORE, score_files
 from .train import TRAIN, build_trainer
-from ..data.number_names import (
+from .number_names import (
     Corpus, english_name, german_name, write_corpus, write_lines)
+from ..hub.translator import Translation
 from ..search.scorers import Scorer
 from ..show.attention import AttentionMap, attention_map
 from ..show.history import History

@@ -134,7 +134,7 @@ def follow(
     if self.state is not None:
         self.state.reorder(rows, sentences)
 
-# %% ../../nbs/search/42_generator.ipynb #c9327732
+# %% ../../nbs/search/42_generator.ipynb #c2835d03
 @patch
 def ends_in_matrix(self: Writer) -> bool:
     "Whether features and probabilities are only a product and a softmax apart."
@@ -157,7 +157,7 @@ def project(
     weight, rows = self.decoder.output_projection.weight, len(features)
     if self.room is None or len(self.room) < rows:
         self.room = features.new_empty(rows, len(weight), dtype=torch.float32)
-    size = max(1, 2_000_000 // len(weight))
+    size = max(1, 1_000_000 // len(weight))
     for part, logs in zip(features.split(size), self.room[:rows].split(size)):
         scores = product(part, weight)
         if self.temperature != 1:

@@ -21,13 +21,14 @@ from ..train.trainer import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/show/64_history.ipynb #b67c2f0e
+# %% ../../nbs/show/64_history.ipynb #2b814271
 class Point(NamedTuple):
     "One moment of a run."
     num_updates: int  # updates done
     epoch: int  # from 1
     loss: float  # bits per token
     values: dict[str, float]  # all that the event reported, by fairseq's names
+    subset: str = 'train'  # or the validation set
 
 
 def loss_of(
@@ -41,18 +42,21 @@ def point_of(
     event: Update | Validated,  # an event with values
 ) -> Point:  # its moment, with one loss chosen
     "The point of an event on the curve."
-    values = event.values if isinstance(event, Update) else event.report
-    return Point(event.num_updates, event.epoch, loss_of(values), values)
+    if isinstance(event, Update):
+        values, subset = event.values, 'train'
+    else:
+        values, subset = event.report, event.subset
+    return Point(event.num_updates, event.epoch, loss_of(values), values, subset)
 
-# %% ../../nbs/show/64_history.ipynb #bb25d02d
-@dataclass
+# %% ../../nbs/show/64_history.ipynb #dfc79438
+@dataclass(repr=False)
 class History:
     "What a training run reported, in order."
     updates: list[Point] = field(default_factory=list)  # one an update
     validations: list[Point] = field(default_factory=list)  # one a validation
     saved: list[Path] = field(default_factory=list)  # checkpoints, the latest last
     ended: str = ''  # why the run ended; empty while it goes on
-    trainer: Trainer | None = field(default=None, repr=False)  # its model, its options
+    trainer: Trainer | None = None  # with the model; None when there is none
 
     def __call__(
         self,
@@ -68,6 +72,10 @@ class History:
                 self.saved += paths
             case Stopped(reason=reason):
                 self.ended = reason
+
+    def __repr__(self) -> str:
+        return (f'History({len(self.updates):,} updates, {len(self.validations)} '
+                f'validations, {self.ended or "not ended"})')
 
 # %% ../../nbs/show/64_history.ipynb #5bbf0c19
 def thinned(
@@ -112,18 +120,20 @@ class Picture:
     def __repr__(self) -> str: return 'a picture, {:g} by {:g} inches'.format(
         *self.figure.get_size_inches())
 
-# %% ../../nbs/show/64_history.ipynb #51146b14
+# %% ../../nbs/show/64_history.ipynb #ce45a981
 @patch
 def plot(
     self: History,
 ) -> Picture:  # the loss over the updates
-    "Training as a line, validation as points on it."
+    "Training as a line, validation as points on it, a line for each set."
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5, 3))
     figure.subplots_adjust(left=0.12, right=0.98, bottom=0.16, top=0.97)
     axes = figure.add_subplot(xlabel='updates', ylabel='loss (bits per token)')
     axes.plot(*thinned(self.updates), label='training')
-    axes.plot(*thinned(self.validations), 'o-', label='validation')
+    for subset in dict.fromkeys(p.subset for p in self.validations):
+        points = [p for p in self.validations if p.subset == subset]
+        axes.plot(*thinned(points), 'o-', label=f'validation ({subset})')
     axes.grid(alpha=0.3)
     axes.legend()
     return Picture(figure)
