@@ -133,11 +133,17 @@ def test_data_that_is_not_data(data, text, tmp_path):
     assert not (tmp_path/'none').exists() or not any((tmp_path/'none').iterdir())
 
 
+def second_line(path: Path, raw: bytes):
+    "Put other bytes in the place of a file's second line."
+    lines = path.read_bytes().split(b'\n')
+    path.write_bytes(b'\n'.join([lines[0], raw, *lines[2:]]))
+
+
 @pytest.mark.parametrize('spoil, told', [
     (lambda f: (f/'train.en').write_text(''), ['train.en', 'empty']),
     (lambda f: (f/'train.de').write_text('eins\n'), ['train.en', 'train.de', '192', '1']),
-    (lambda f: (f/'train.en').write_bytes(b'one\n\x00\x01\x02\n'), ['train.en', 'line 2', 'not a text file']),
-    (lambda f: (f/'train.de').write_bytes('eins\nfünf\n'.encode('latin-1')), ['train.de', 'line 2', '--errors replace']),
+    (lambda f: second_line(f/'train.en', b'\x00\x01\x02'), ['train.en', 'line 2', 'not a text file']),
+    (lambda f: second_line(f/'train.de', 'fünf'.encode('latin-1')), ['train.de', 'line 2', '--errors replace']),
     (lambda f: (f/'train.en').unlink(), ['train.en', 'no such file'])])
 def test_text_that_cannot_be_read(text, tmp_path, spoil, told):
     folder = tmp_path/'text'

@@ -248,10 +248,11 @@ def options_from_parser(
     name = f'{cls.__name__}Options'
     return dataclasses.make_dataclass(name, fields, bases=(Options,))
 
-# %% ../../nbs/base/02_config.ipynb #1ed74d7b
+# %% ../../nbs/base/02_config.ipynb #a88462fe
 class Config(types.SimpleNamespace):
     "The option groups of a run, one attribute each."
 
     def record(self) -> dict[str, dict[str, object]]:
         "All groups as plain dictionaries, as a checkpoint stores them."
-        return {name: group.record() for name, group in vars(self).items()}
+        return {name: None if group is None else group.record()
+                for name, group in vars(self).items()}
