@@ -1,8 +1,4 @@
-"The chunked loss against the plain one: the same numbers, for any shape, and faster."
-import statistics
-import time
-
-import pytest
+"The chunked loss against the plain one: the same numbers, for any shape."
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
@@ -27,21 +23,3 @@ def test_equals_the_plain_formula(seed, rows, words, width, chunk, epsilon, bias
     for a, b in zip(torch.autograd.grad(3*ours[0], inputs), expected): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4*scale)
     judged = ProjectedLoss.apply(features.detach(), output.weight, output.bias, target, counts, epsilon, False, chunk)
     assert torch.equal(judged[0], ours[0])
-
-
-def test_is_faster_than_the_plain_way(threads):
-    "At the size of the Multi30k model; in a quiet moment it takes 0.4 of the time, here 0.8 is enough."
-    threads(2)
-    features, weight = torch.randn(2048, 128, requires_grad=True), torch.randn(9712, 128, requires_grad=True)
-    target, rows = torch.randint(0, 9712, (2048,)), torch.arange(2048)
-    def plain(): smoothed_loss((features @ weight.T).log_softmax(1), target, 0.1)[0].backward()
-    def ours(): ProjectedLoss.apply(features, weight, None, target, rows, 0.1, True, 512)[0].backward()
-    times = {plain: [], ours: []}
-    for _ in range(4):
-        for work in times:
-            start = time.perf_counter()
-            work()
-            times[work].append(time.perf_counter() - start)
-    ratio = min(times[ours])/min(times[plain])
-    if ratio > 0.8 and statistics.median(times[plain]) > 1.5: pytest.skip(f'the machine is busy (ratio {ratio:.2f})')
-    assert ratio < 0.8, f'{ratio:.2f} of the plain way'

@@ -171,11 +171,10 @@ def build(is_draft: bool):
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     finish(PROC / '_docs')
-    found = [line for line in done.stderr.splitlines() if ': broken link ' not in line] + faults(
-        PROC / '_docs'
-    )
+    told = [line for line in done.stderr.splitlines() if ': broken link ' not in line]
+    found = [line for line in told if not line.startswith('wrote ')] + faults(PROC / '_docs')
     for line in found:
-        print(line, file=sys.stderr)
+        print(f'site: {line}', file=sys.stderr)
     if found and not is_draft:
         sys.exit(f'site: {len(found)} faults, so _docs/ is left as it was')
     shutil.rmtree(OUT, ignore_errors=True)
