@@ -54,7 +54,7 @@ def wrong_order(notebook: book.Notebook, known: dict[str, int]) -> list[str]:
             elif notebook.number is None:
                 continue
             elif known[name] > notebook.number or cell.is_exported and known[name] == notebook.number:
-                found.append(f'{where} is number {known[name]:02}, not smaller')
+                found.append(f'{where} is number {known[name]:03}, not smaller')
     return found
 
 
@@ -70,8 +70,8 @@ def test_numbers_and_modules_are_unique():
         if notebook.path.name == 'index.ipynb':
             continue
         assert notebook.number is not None and re.match(
-            r'\d\d_[a-z]', notebook.path.name
-        ), f'{notebook.name} does not start with two digits'
+            r'\d{3}_[a-z]', notebook.path.name
+        ), f'{notebook.name} does not start with three digits'
         for key in [notebook.number, notebook.module]:
             if key is None:
                 continue
@@ -81,7 +81,7 @@ def test_numbers_and_modules_are_unique():
 
 @pytest.mark.parametrize('notebook', chapters(), ids=ids)
 def test_module_is_folder_and_name(notebook):
-    "data/10_dictionary.ipynb is seqlit.data.dictionary, so that either leads to the other."
+    "data/100_dictionary.ipynb is seqlit.data.dictionary, so that either leads to the other."
     folder, name = notebook.path.parent.relative_to(NBS).parts, notebook.path.stem.split('_', 1)[1]
     expected = {('hub', 'builtins'): 'seqlit.builtins', ('cli', 'all'): 'seqlit.all'}.get((*folder, name))
     assert notebook.module == (expected or '.'.join(['seqlit', *folder, name]))

@@ -14,7 +14,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 @dataclass
 class Module:
     name: str  # seqlit.data.dictionary
-    notebook: str  # data/10_dictionary.ipynb
+    notebook: str  # data/100_dictionary.ipynb
     tree: ast.Module
     comments: dict[int, str]
     methods: dict[str, list]  # the methods of each class, patched ones too

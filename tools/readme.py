@@ -41,7 +41,7 @@ def book_map() -> str:
         if names:
             rows.append(f'| **{part}** | {about} | {links} |')
     return (
-        f'{MAP}\n\nA chapter is a module: `data/10_dictionary` is `seqlit.data.dictionary`. The numbers are the order '
+        f'{MAP}\n\nA chapter is a module: `data/100_dictionary` is `seqlit.data.dictionary`. The numbers are the order '
         'in which they may be read, and in which they import.\n\n| part | what you get | chapters |\n|---|---|---|\n'
         + '\n'.join(rows)
     )
