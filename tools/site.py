@@ -106,7 +106,7 @@ def draw_formulas(text: str, page: str) -> str:
 def number_chapters(text: str) -> str:
     "Chapter numbers in the sidebar: they are the order in which the book may be read, and in which it imports."
     return re.sub(
-        r'(<a href="(?:[^"]*/)?(\d\d)_[^"/]*\.html" class="sidebar-item-text[^>]*><span class="menu-text">)',
+        r'(<a href="(?:[^"]*/)?(\d{3})_[^"/]*\.html" class="sidebar-item-text[^>]*><span class="menu-text">)',
         r'\1<span class="chapter-number">\2</span> ',
         text,
     )
