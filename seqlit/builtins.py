@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['REGISTRIES', 'known_names']
 
-# %% ../nbs/hub/750_builtins.ipynb #ae392e24
+# %% ../nbs/hub/750_builtins.ipynb #cee05c87
 from .base.registry import Registry
 from .data import text
-from .models import model, transformer
+from .models import masked, model, transformer
 from .search import scorers
 from .tasks import task, translation
-from .train import criterions, lr_schedulers, optimizers
+from .train import (
+    criterions, formula_schedules, layer_optimizers, lr_schedulers, masked_loss,
+    more_optimizers, optimizers, sentence_losses, watching_schedules)
 
 # %% ../nbs/hub/750_builtins.ipynb #99462fcc
 REGISTRIES: dict[str, Registry] = {

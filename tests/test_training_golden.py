@@ -32,7 +32,11 @@ def trainer_of(argv: list[str], golden, save_dir) -> tuple:
     return build_trainer(resolve(TRAIN, parse(TRAIN, words)))
 
 
-@pytest.mark.parametrize('run', ['adam_inverse_sqrt', 'adam_fixed'])
+RUNS = ['adam_inverse_sqrt', 'adam_fixed', 'sgd_cosine', 'nag_plateau', 'adadelta_step', 'adamax_tri_stage',
+        'adafactor_polynomial', 'adagrad_triangular']
+
+
+@pytest.mark.parametrize('run', RUNS)
 def test_update_by_update(shared, tmp_path, run):
     golden = shared/'golden'
     recorded = json.loads((golden/'training'/run/'log.json').read_text(encoding='utf-8'))
