@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/880_all.ipynb #a99ff990
+# %% ../nbs/cli/880_all.ipynb #23942a32
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
@@ -18,11 +18,17 @@ from .cli.train import make_trainer, train
 from .data.datasets import LanguagePairDataset, SequenceDataset, SequenceList
 from .data.dictionary import Dictionary
 from .data.indexed import IndexedDataset, load_indexed
+from seqlit.data.mixing import (
+    AffixedRows, PickedRows, RoundRobinDatasets, draw_sentences, sampling_weights,
+    virtual_epoch)
+from .data.noising import BacktranslationDataset, Noise, NoisyRows
 from .hub.translator import Translation, Translator
 from .models.model import (
     Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder,
     LanguageModel, register_architecture, register_model)
+from .models.multilingual import MultilingualOptions, MultilingualTransformerModel
 from .models.transformer import TransformerModel, TransformerOptions
+from .nn.adaptive import AdaptiveInput, AdaptiveSoftmax
 from .nn.incremental import GrowingSlot, IncrementalState, RowSlot, SentenceSlot
 from .search.generator import GenerationOptions, SequenceGenerator
 from .search.scorers import SCORERS, Scorer

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['REGISTRIES', 'known_names']
 
-# %% ../nbs/hub/750_builtins.ipynb #cee05c87
+# %% ../nbs/hub/750_builtins.ipynb #a09ae9eb
 from .base.registry import Registry
 from .data import text
-from .models import masked, model, transformer
+from .models import masked, model, multilingual, transformer
 from .search import scorers
 from .tasks import task, translation
 from .train import (

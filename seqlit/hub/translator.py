@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['load_models', 'restore_task', 'restore_model', 'read_dict', 'Translation', 'Translator']
 
-# %% ../../nbs/hub/760_translator.ipynb #bfcc026f
+# %% ../../nbs/hub/760_translator.ipynb #ff2c0424
 import ast
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def read_dict(
                           "\"{'dropout': 0.1}\"")
     return value
 
-# %% ../../nbs/hub/760_translator.ipynb #d379ed97
+# %% ../../nbs/hub/760_translator.ipynb #f88f4e2c
 @dataclass
 class Translation:
     "What was found for one sentence."
@@ -93,17 +94,21 @@ class Translation:
     hypotheses: list[Hypothesis]  # best first
     texts: list[str]  # hypotheses as tokens, subword marks removed if so asked
     outputs: list[str]  # the same after the tokenizer's decoding
+    constraints: tuple[str, ...] = ()  # phrases that the outputs had to have
+    histories: tuple[list[str], ...] = ()  # what each step of a hypothesis led to
 
     def lines(
         self,
         quiet_source: bool = False,  # leave out S- and T-; interactive prints S itself
-    ) -> Iterator[str]:  # S-, T-, then H-, D-, P- and A- of each hypothesis
+    ) -> Iterator[str]:  # S-, T-, C-, then H-, D-, P-, A-, I-, E- of each
         "fairseq's output lines."
         if not quiet_source:
             yield f'S-{self.id}\t{self.source}'
             if self.reference is not None:
                 yield f'T-{self.id}\t{self.reference}'
-        for hypothesis, text, output in zip(self.hypotheses, self.texts, self.outputs):
+        yield from (f'C-{self.id}\t{phrase}' for phrase in self.constraints)
+        for hypothesis, text, output, history in zip_longest(
+                self.hypotheses, self.texts, self.outputs, self.histories, fillvalue=()):
             score = hypothesis.score / math.log(2)
             yield f'H-{self.id}\t{score}\t{text}'
             yield f'D-{self.id}\t{score}\t{output}'
@@ -111,6 +116,10 @@ class Translation:
             yield f'P-{self.id}\t' + ' '.join(f'{x:.4f}' for x in steps.tolist())
             if hypothesis.alignment is not None:
                 yield f'A-{self.id}\t{hypothesis.alignment_text()}'
+            if hypothesis.steps is not None:
+                yield f'I-{self.id}\t{hypothesis.steps}'
+            for step, written in enumerate(history):
+                yield f'E-{self.id}_{step}\t{written}'
 
 # %% ../../nbs/hub/760_translator.ipynb #fc726ffc
 class Translator:
@@ -182,7 +191,7 @@ def to_text(
     "Tokens as text."
     return dictionary.string(tokens, self.options.post_process, escape_unk=escape_unk)
 
-# %% ../../nbs/hub/760_translator.ipynb #e3e365d7
+# %% ../../nbs/hub/760_translator.ipynb #6e1a82a2
 @patch
 def translate_batch(
     self: Translator,
@@ -215,8 +224,11 @@ def translation(
         reference = self.to_text(writes, target, escape_unk=True)
     best = hypotheses[:self.options.nbest]
     texts = [self.to_text(writes, hypothesis.tokens) for hypothesis in best]
+    histories = tuple([writes.string(step) for step in hypothesis.history or ()]
+                      for hypothesis in best)
     return Translation(number, self.to_text(reads, source[source != reads.pad()]),
-                       reference, best, texts, [self.decode(text) for text in texts])
+                       reference, best, texts, [self.decode(text) for text in texts],
+                       histories=histories)
 
 # %% ../../nbs/hub/760_translator.ipynb #86cf3410
 @patch

@@ -29,7 +29,7 @@ from .beam import (
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/search/420_generator.ipynb #dd879c78
+# %% ../../nbs/search/420_generator.ipynb #042b2f09
 @dataclass
 class GenerationOptions(Options):
     "How to search, and what to show of it."
@@ -64,6 +64,17 @@ class GenerationOptions(Options):
     print_alignment: str | None = option(
         None, 'print which source word each word looks at', const='hard',
         choices=('hard', 'soft'))
+    print_step: bool = option(False, 'print how many steps each output took')
+    retain_iter_history: bool = option(False, 'print what each step led to')
+    iter_decode_eos_penalty: float = option(
+        0., 'iterative models: fine for an early end, for longer outputs')
+    iter_decode_max_iter: int = option(10, 'iterative models: most rounds of refinement')
+    iter_decode_force_max_iter: bool = option(
+        False, 'iterative models: refine to the last round, even what is finished')
+    iter_decode_with_beam: int = option(
+        1, 'iterative models: lengths to try for each sentence')
+    iter_decode_with_external_reranker: bool = option(
+        False, 'iterative models: the last model of --path chooses among lengths')
     retain_dropout: bool = option(False, 'keep dropout on, to see how sure a model is')
     retain_dropout_modules: str | None = option(
         None, 'only in modules of these classes, separated by commas')
@@ -263,7 +274,7 @@ def ban_repeats(
     row, place = (runs[:, :, :-1] == last[:, None]).all(2).nonzero(as_tuple=True)
     log_probs[row, runs[row, place, -1]] = -torch.inf
 
-# %% ../../nbs/search/420_generator.ipynb #453356d8
+# %% ../../nbs/search/420_generator.ipynb #0fa71bc1
 @dataclass
 class Hypothesis:
     "One finished output."
@@ -272,6 +283,8 @@ class Hypothesis:
     positional_scores: Tensor  # (T,) float, log-probability of each word; nats
     attention: Tensor | None = None  # (T, S) float, where each word looked; no padding
     alignment: list | None = None  # hard: (source, target) places; soft: weights
+    steps: int | None = None  # steps it took, when --print-step asks
+    history: list | None = None  # (T,) int64 after each step, for --retain-iter-history
 
     def alignment_text(self) -> str:
         "The alignment as fairseq prints it; errors when none was asked for."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TranslationOptions', 'find_languages', 'split_prefix', 'check_folder', 'load_pairs', 'join_rows', 'present_splits',
-           'TranslationTask', 'dictionary_path']
+           'LinkRows', 'load_links', 'TranslationTask', 'dictionary_path', 'part_sizes']
 
-# %% ../../nbs/tasks/610_translation.ipynb #363d164b
+# %% ../../nbs/tasks/610_translation.ipynb #6d0fc93e
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,15 @@ from fastcore.basics import patch
 
 from ..base.config import Options, option
 from ..base.errors import SeqlitError, nearest
-from ..data.datasets import (
-    ConcatDataset, LanguagePairDataset, SequenceDataset, SequenceList, TruncatedDataset)
+from seqlit.data.datasets import (
+    ConcatDataset, LanguagePairDataset, SequenceList, TokenRows, TruncatedDataset,
+    gather_rows)
 from ..data.dictionary import Dictionary
-from ..data.indexed import IndexedDataset, dataset_exists, load_indexed
+from ..data.indexed import dataset_exists, load_indexed
+from ..data.mixing import AffixedRows
 from .task import Task, register_task
 
-# %% ../../nbs/tasks/610_translation.ipynb #c1b6ef91
+# %% ../../nbs/tasks/610_translation.ipynb #3ad8040f
 @dataclass
 class TranslationOptions(Options):
     "Options of the translation task; names and defaults as in fairseq."
@@ -41,6 +43,10 @@ class TranslationOptions(Options):
         -1, 'with several training sets: how often to repeat the first')
     truncate_source: bool = option(
         False, 'cut sources that are too long instead of leaving them out')
+    truncate_target: bool = option(False, 'cut targets that are too long, too')
+    load_alignments: bool = option(
+        False, 'read word alignments, SPLIT.align.SRC-TGT, where there are any')
+    prepend_bos: bool = option(False, 'begin every row with <s>, as BART does')
     num_batch_buckets: int = option(
         0, 'round lengths up to this many sizes, for compiled models')
     dataset_impl: str | None = option(
@@ -88,14 +94,14 @@ def check_folder(
                           'not a data folder; run seqlit-preprocess first')
     return folder
 
-# %% ../../nbs/tasks/610_translation.ipynb #1c6c966b
+# %% ../../nbs/tasks/610_translation.ipynb #ab4e0c87
 def load_pairs(
     folder: Path,  # a data folder
     split: str,  # 'train', 'valid', 'test' ...
     dictionaries: tuple[Dictionary, Dictionary],  # source, target
     options: TranslationOptions,  # languages and storage, set
     combine: bool = False,  # read split1, split2 ... as well
-) -> tuple[SequenceDataset, SequenceDataset | None]:  # source rows, target rows
+) -> tuple[TokenRows, TokenRows | None]:  # source rows, target rows
     "The stored rows of a split; the target is None when there is none."
     sources, targets = [], []
     impl, pair = options.dataset_impl, (options.source_lang, options.target_lang)
@@ -118,11 +124,11 @@ def load_pairs(
     ratios = [max(options.upsample_primary, 1)] + [1] * (len(sources) - 1)
     return join_rows(sources, ratios), join_rows(targets, ratios) if targets else None
 
-# %% ../../nbs/tasks/610_translation.ipynb #40288436
+# %% ../../nbs/tasks/610_translation.ipynb #d684c4cd
 def join_rows(
-    parts: list[SequenceDataset],  # at least one
+    parts: list[TokenRows],  # at least one
     ratios: list[int],  # how often to repeat each
-) -> SequenceDataset:  # all of them
+) -> TokenRows:  # all of them
     "One part as it is, several one behind the other."
     return parts[0] if len(parts) == 1 else ConcatDataset(parts, ratios)
 
@@ -133,6 +139,61 @@ def present_splits(
     "What a folder has instead of what was asked for, for a message."
     names = {f.name.split('.')[0] for f in folder.iterdir() if '-' in f.name}
     return f"there are: {', '.join(sorted(names)) or 'none'}"
+
+# %% ../../nbs/tasks/610_translation.ipynb #3c8681f6
+class LinkRows:
+    "Word links of pairs, as a task reads the pairs."
+
+    def __init__(
+        self,
+        rows: TokenRows,  # source and target places in turn, from 0
+        is_swapped: bool = False,  # True: the data is read from target to source
+        shift: int = 0,  # tokens that stand before each sentence
+    ):
+        self.rows, self.is_swapped, self.shift = rows, is_swapped, shift
+        self.sizes = rows.sizes
+
+    def __len__(self) -> int: return len(self.rows)
+
+    def __getitem__(
+        self,
+        index: int,  # which pair
+    ) -> np.ndarray:  # (2 L,) int64
+        "The links of one pair."
+        return self.gather(np.array([index]))[0]
+
+    def gather(
+        self,
+        indices: np.ndarray,  # (B,) which pairs
+    ) -> tuple[np.ndarray, np.ndarray]:  # all links int64, numbers of each (B,)
+        "The links of these pairs end to end, and how many numbers each has."
+        flat, lengths = gather_rows(self.rows, indices)
+        links = flat.reshape(-1, 2) + self.shift
+        return (links[:, ::-1] if self.is_swapped else links).ravel(), lengths
+
+# %% ../../nbs/tasks/610_translation.ipynb #8cca5777
+def load_links(
+    folder: Path,  # a data folder
+    split: str,  # 'train' ...
+    options: TranslationOptions,  # languages set
+    sizes: list[int],  # pairs of the split, and of split1, split2 ... with `combine`
+) -> LinkRows | None:  # None: the split has no alignments
+    "The word alignments of a split; errors when only some pairs have any."
+    languages, parts = (options.source_lang, options.target_lang), []
+    for is_swapped in (False, True):
+        pair = '-'.join(languages[::-1] if is_swapped else languages)
+        names = [folder / f'{split}{k or ""}.align.{pair}' for k in range(len(sizes))]
+        found = [name for name in names if dataset_exists(name, 'mmap')]
+        if not found:
+            continue
+        parts = [load_indexed(name) for name in found]
+        if [len(part) for part in parts] != sizes:
+            raise SeqlitError(f"{folder}, '{split}': alignments of "
+                              f'{[len(part) for part in parts]} pairs, but there are '
+                              f'{sizes} pairs; binarise again with --align-suffix')
+        ratios = [max(options.upsample_primary, 1)] + [1] * (len(parts) - 1)
+        return LinkRows(join_rows(parts, ratios), is_swapped, int(options.prepend_bos))
+    return None
 
 # %% ../../nbs/tasks/610_translation.ipynb #d394e9c5
 @register_task('translation', TranslationOptions)
@@ -184,7 +245,7 @@ def dictionary_path(
                       f"'{language}'{nearest(language, known)} (there are: "
                       f"{', '.join(known) or 'none'})")
 
-# %% ../../nbs/tasks/610_translation.ipynb #2d708771
+# %% ../../nbs/tasks/610_translation.ipynb #ea051b40
 @patch
 def load_dataset(
     self: TranslationTask,
@@ -200,12 +261,40 @@ def load_dataset(
         folder, split, (self.source_dictionary, self.target_dictionary), o, combine)
     if len(source) == 0:
         raise SeqlitError(f"{folder}: the '{split}' set has no sentences")
-    if o.truncate_source:
-        source = TruncatedDataset(source, o.max_source_positions)
-    self.datasets[split] = self.pair(source, target, shuffle=split != 'test')
+    links = None
+    if o.load_alignments and target is not None:
+        links = load_links(folder, split, o, part_sizes(source))
+    source = self.adapt(source, self.source_dictionary, o.truncate_source,
+                        o.max_source_positions)
+    if target is not None:
+        target = self.adapt(target, self.target_dictionary, o.truncate_target,
+                            o.max_target_positions)
+    self.datasets[split] = self.pair(source, target, split != 'test', links)
     return self.datasets[split]
 
-# %% ../../nbs/tasks/610_translation.ipynb #327bf578
+# %% ../../nbs/tasks/610_translation.ipynb #cd6b6038
+@patch
+def adapt(
+    self: TranslationTask,
+    rows: TokenRows,  # of one side
+    dictionary: Dictionary,  # of that side
+    is_cut: bool,  # True: no row stays longer than the limit
+    limit: int,  # tokens, eos included
+) -> TokenRows:  # as the model will see them
+    "Put `<s>` before rows and cut them, where the options say so."
+    if self.options.prepend_bos:
+        rows = AffixedRows(rows, prepend=dictionary.bos())
+    return TruncatedDataset(rows, limit) if is_cut else rows
+
+
+def part_sizes(
+    rows: TokenRows,  # from `load_pairs`
+) -> list[int]:  # sentences in each part, not repeated
+    "How many sentences each joined part has."
+    parts = rows.parts if isinstance(rows, ConcatDataset) else [rows]
+    return [len(part) for part in parts]
+
+# %% ../../nbs/tasks/610_translation.ipynb #796c5d76
 @patch
 def has_sharded_data(
     self: TranslationTask,
@@ -218,9 +307,10 @@ def has_sharded_data(
 @patch
 def pair(
     self: TranslationTask,
-    source: SequenceDataset,  # rows of source tokens
-    target: SequenceDataset | None = None,  # rows of target tokens
+    source: TokenRows,  # rows of source tokens
+    target: TokenRows | None = None,  # rows of target tokens
     shuffle: bool = False,  # True for training data
+    links: TokenRows | None = None,  # word alignments of the pairs
 ) -> LanguagePairDataset:  # batches of pairs
     "Pair rows under the options of this task."
     o = self.options
@@ -229,16 +319,18 @@ def pair(
         target, None if target is None else target.sizes, self.target_dictionary,
         left_pad_source=o.left_pad_source, left_pad_target=o.left_pad_target,
         shuffle=shuffle, num_buckets=o.num_batch_buckets,
-        pad_to_multiple=o.required_seq_len_multiple)
+        pad_to_multiple=o.required_seq_len_multiple, align_dataset=links)
 
-
+# %% ../../nbs/tasks/610_translation.ipynb #858168ef
 @patch
 def build_dataset_for_inference(
     self: TranslationTask,
     rows: list[np.ndarray],  # source tokens of each sentence, eos included
 ) -> LanguagePairDataset:  # in the given order, no targets
     "Sentences that were typed, not binarised."
-    return self.pair(SequenceList(rows))
+    limit = self.options.max_source_positions
+    return self.pair(self.adapt(SequenceList(rows), self.source_dictionary, False,
+                                limit))
 
 
 @patch
