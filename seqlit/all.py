@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/880_all.ipynb #23942a32
+# %% ../nbs/cli/880_all.ipynb #9d25ad4f
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
@@ -15,6 +15,7 @@ from .cli.number_names import english_name, german_name, write_corpus
 from .cli.preprocess import PreprocessOptions, preprocess
 from .cli.score import score
 from .cli.train import make_trainer, train
+from .data.blocks import MonolingualDataset, TokenBlockDataset
 from .data.datasets import LanguagePairDataset, SequenceDataset, SequenceList
 from .data.dictionary import Dictionary
 from .data.indexed import IndexedDataset, load_indexed
@@ -23,6 +24,7 @@ from seqlit.data.mixing import (
     virtual_epoch)
 from .data.noising import BacktranslationDataset, Noise, NoisyRows
 from .hub.translator import Translation, Translator
+from .models.language_model import TransformerLanguageModel
 from .models.model import (
     Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder,
     LanguageModel, register_architecture, register_model)

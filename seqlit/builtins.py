@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['REGISTRIES', 'known_names']
 
-# %% ../nbs/hub/750_builtins.ipynb #a09ae9eb
+# %% ../nbs/hub/750_builtins.ipynb #ee9a31b3
 from .base.registry import Registry
-from .data import text
-from .models import masked, model, multilingual, transformer
+from .data import codecs, pretrained, text
+from seqlit.models import (
+    classifier, fconv, fconv_lm, language_model, masked, model, multilingual,
+    transformer)
 from .search import scorers
-from .tasks import task, translation
+from .tasks import masked_lm, task, translation
 from .train import (
     criterions, formula_schedules, layer_optimizers, lr_schedulers, masked_loss,
     more_optimizers, optimizers, sentence_losses, watching_schedules)

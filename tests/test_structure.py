@@ -24,6 +24,7 @@ TORCH_FREE = [
     'seqlit.base.config',
     'seqlit.base.plugins',
     'seqlit.base.files',
+    'seqlit.base.config_file',
     'seqlit.data.dictionary',
     'seqlit.data.text',
     'seqlit.data.indexed',

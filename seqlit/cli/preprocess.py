@@ -6,7 +6,7 @@
 __all__ = ['logger', 'PREPROCESS', 'PreprocessOptions', 'check_texts', 'check_dictionaries', 'make_dictionaries', 'staged',
            'Preprocessed', 'write_split', 'write_lexicon', 'preprocess', 'IgnoredOptions', 'run', 'main']
 
-# %% ../../nbs/cli/810_preprocess.ipynb #ff08fb5f
+# %% ../../nbs/cli/810_preprocess.ipynb #4b3f4491
 import logging
 import os
 import sys
@@ -23,11 +23,14 @@ from fastcore.basics import patch
 from ..base.config import Config, Options, option
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write, read_lines
-from .common import Command, run_command
+from .common import Command, Slot, run_command
 from seqlit.data.binarize import (
     Binarized, binarize, binarize_alignments, count_lines, count_words, encode_chunks,
     find_chunks)
 from ..data.dictionary import Dictionary
+from ..data.learning import EncodingSteps, LearnOptions
+from ..data.splitting import CodecChoice
+from ..data.text import BPES, TOKENIZERS
 
 logger = logging.getLogger(__name__)
 
@@ -162,35 +165,51 @@ def check_dictionaries(
             raise SeqlitError('a dictionary needs words: give --trainpref, or '
                               f'{flag} FILE')
 
-# %% ../../nbs/cli/810_preprocess.ipynb #0c389b4e
+# %% ../../nbs/cli/810_preprocess.ipynb #b3e27cb4
+def _make_steps(
+    options: PreprocessOptions,  # languages and training text
+    codecs: CodecChoice,  # how to split, checked
+    folder: Path,  # where to save it
+) -> dict[str | None, EncodingSteps]:  # what to do with the text of each language
+    "Make the codecs of each language, learning what is to be learnt."
+    texts = {name: _text_file(options.trainpref or '', name)
+             for name in options.languages()}
+    joined = options.joined_dictionary or codecs.learning.joined_bpe
+    return codecs.prepare(texts, folder, options.destdir, joined, options.workers,
+                          options.errors)
+
+# %% ../../nbs/cli/810_preprocess.ipynb #8ca68ba7
 def make_dictionaries(
     options: PreprocessOptions,  # checked by `check_dictionaries`
+    steps: dict[str | None, EncodingSteps] | None = None,  # splits the text first
 ) -> dict[str | None, Dictionary]:  # one a language; the same object when joined
     "Read or build the dictionaries."
     names, given = options.languages(), [options.srcdict, options.tgtdict]
     if options.joined_dictionary:
         path = given[0] or given[1]
         if path is None:
-            return dict.fromkeys(names, _build_dictionary(options, names, 'src'))
+            made = _build_dictionary(options, names, 'src', steps or {})
+            return dict.fromkeys(names, made)
         return dict.fromkeys(names, Dictionary.load(path))
     found = {}
     for side, path, name in zip(['src', 'tgt'], given, names):
         found[name] = Dictionary.load(path) if path else (
-            _build_dictionary(options, [name], side))
+            _build_dictionary(options, [name], side, steps or {}))
     return found
 
-# %% ../../nbs/cli/810_preprocess.ipynb #e0a46138
+# %% ../../nbs/cli/810_preprocess.ipynb #08fb7371
 def _build_dictionary(
     options: PreprocessOptions,  # with the training text
     names: list[str | None],  # the languages to count
     side: str,  # 'src' or 'tgt': whose threshold and size
+    steps: dict[str | None, EncodingSteps],  # splits the text first
 ) -> Dictionary:  # sorted, cut and rounded up
     "Count the words of the training text."
     dictionary = Dictionary()
     for name in names:
         path = _text_file(options.trainpref, name)
         dictionary.update(count_words(path, options.workers, options.errors,
-                                      options.show_progress()))
+                                      options.show_progress(), steps.get(name)))
     threshold = options.thresholdsrc if side == 'src' else options.thresholdtgt
     nwords = options.nwordssrc if side == 'src' else options.nwordstgt
     dictionary.finalize(threshold, nwords, options.padding_factor)
@@ -224,13 +243,14 @@ def staged(
                 destdir.rmdir()
         raise
 
-# %% ../../nbs/cli/810_preprocess.ipynb #74dfd218
+# %% ../../nbs/cli/810_preprocess.ipynb #c25c16ff
 @dataclass
 class Preprocessed:
     "What `preprocess` made."
     destdir: Path  # where it is
     dictionaries: dict[str | None, Dictionary]  # one a language
     summaries: dict[str, dict[str | None, Binarized]]  # split -> language -> figures
+    steps: dict[str | None, EncodingSteps] = field(default_factory=dict)  # splitting
     log: list[str] = field(default_factory=list)  # the lines of preprocess.log
 
     def tell(
@@ -250,24 +270,43 @@ class Preprocessed:
                              f'{s.tokens:11,} {s.unknown_percent:8.2f}%')
         return '\n'.join(lines)
 
-# %% ../../nbs/cli/810_preprocess.ipynb #fe39d30e
+# %% ../../nbs/cli/810_preprocess.ipynb #915c61a4
+@patch
+def write_log(
+    self: Preprocessed,
+    folder: Path,  # where to write
+):
+    "Write preprocess.log: what it had before, and the lines of this run."
+    log = self.destdir/'preprocess.log'
+    before = log.read_text(encoding='utf-8') if log.exists() else ''
+    with atomic_write(folder/log.name, 'w') as file:
+        file.write(before + ''.join(self.log))
+
+# %% ../../nbs/cli/810_preprocess.ipynb #9147652b
 def _copy_text(
     path: str,  # a text file
     dictionary: Dictionary,  # to see what is unknown
     target: Path,  # the copy
     options: PreprocessOptions,  # workers, errors
+    steps: EncodingSteps | None = None,  # splits the text first
 ) -> Binarized:  # lines, tokens, unknown words
     "Copy a text for `--dataset-impl raw`, looking at its words on the way."
     done = Binarized()
-    for _, sizes, unknowns in encode_chunks(path, dictionary, options.workers, True,
-                                            options.errors, options.show_progress()):
+    for _, sizes, unknowns in encode_chunks(
+            path, dictionary, options.workers, True, options.errors,
+            options.show_progress(), steps):
         done.count(sizes, unknowns)
+    if steps is not None and steps.codecs:
+        with atomic_write(target, 'w') as copy:
+            for line in read_lines(path, options.errors):
+                copy.write(steps(line) + '\n')
+        return done
     with open(path, 'rb') as source, atomic_write(target) as copy:
         for line in source:
             copy.write(line.decode('utf-8', options.errors).encode('utf-8'))
     return done
 
-# %% ../../nbs/cli/810_preprocess.ipynb #507d0116
+# %% ../../nbs/cli/810_preprocess.ipynb #82a23918
 def write_split(
     options: PreprocessOptions,  # what was asked for
     split: str,  # 'train', 'valid1' ...
@@ -278,13 +317,13 @@ def write_split(
     "Write the texts of one part, and its alignments if it has any."
     done.summaries[split] = {}
     for language, dictionary in done.dictionaries.items():
-        path = _text_file(prefix, language)
+        path, steps = _text_file(prefix, language), done.steps.get(language)
         target = folder/options.output_name(split, language)
         if options.dataset_impl == 'raw':
-            summary = _copy_text(path, dictionary, target, options)
+            summary = _copy_text(path, dictionary, target, options, steps)
         else:
             summary = binarize(path, dictionary, target, options.workers, True,
-                               options.errors, options.show_progress())
+                               options.errors, options.show_progress(), steps)
         done.summaries[split][language] = summary
         done.tell(f'[{language}] {path}: {summary} (by {dictionary.unk_word})')
     path = f'{prefix}.{options.align_suffix}'
@@ -323,20 +362,24 @@ def write_lexicon(
         for source, targets in pairs.items():
             file.write(f'{source} {targets.most_common(1)[0][0]}\n')
 
-# %% ../../nbs/cli/810_preprocess.ipynb #ecaa6679
+# %% ../../nbs/cli/810_preprocess.ipynb #e5ec4f46
 def preprocess(
     options: PreprocessOptions,  # what to do
+    codecs: CodecChoice | None = None,  # how to split the text; None: as it is
 ) -> Preprocessed:  # dictionaries and figures; the files are in `options.destdir`
     "Turn parallel text into dictionaries and indexed files."
     if options.dataset_impl not in ('mmap', 'raw'):
         raise SeqlitError(f'--dataset-impl {options.dataset_impl}: seqlit writes mmap '
                           'and raw (it reads cached and lazy as well)')
+    codecs = CodecChoice() if codecs is None else codecs
+    codecs.check(options.trainpref, options.align_suffix or options.alignfile)
     check_dictionaries(options)
     check_texts(options)
     done = Preprocessed(Path(options.destdir), {}, {})
     done.tell(str(options))
     with staged(options.destdir) as folder:
-        done.dictionaries.update(make_dictionaries(options))
+        done.steps.update(_make_steps(options, codecs, folder))
+        done.dictionaries.update(make_dictionaries(options, done.steps))
         for language, dictionary in done.dictionaries.items():
             dictionary.save(folder/f'{_text_file("dict", language)}.txt')
             done.tell(f'[{language}] Dictionary: {len(dictionary)} types')
@@ -345,19 +388,14 @@ def preprocess(
         if options.alignfile:
             write_lexicon(options, folder, done.dictionaries)
         done.tell(f'Wrote preprocessed data to {options.destdir}')
-        log = done.destdir/'preprocess.log'
-        before = log.read_text(encoding='utf-8') if log.exists() else ''
-        with atomic_write(folder/log.name, 'w') as file:
-            file.write(before + ''.join(done.log))
+        done.write_log(folder)
     return done
 
-# %% ../../nbs/cli/810_preprocess.ipynb #2d9e14f7
+# %% ../../nbs/cli/810_preprocess.ipynb #19f78e8f
 @dataclass
 class IgnoredOptions(Options):
     "Flags that fairseq-preprocess took and that change none of its files."
     task: str = option('translation', 'without effect here')
-    tokenizer: str | None = option(None, 'without effect here: text is taken as it is')
-    bpe: str | None = option(None, 'without effect here: text is taken as it is')
     criterion: str | None = option(None, 'without effect here')
     optimizer: str | None = option(None, 'without effect here')
     lr_scheduler: str | None = option(None, 'without effect here')
@@ -371,9 +409,12 @@ class IgnoredOptions(Options):
 
 PREPROCESS = Command(
     'preprocess', 'Turn parallel text into dictionaries and indexed files.',
-    {'preprocessing': PreprocessOptions, 'of_other_commands': IgnoredOptions})
+    {'preprocessing': PreprocessOptions, 'learning': LearnOptions,
+     'of_other_commands': IgnoredOptions},
+    (Slot('tokenizer', TOKENIZERS, 'splits text into words'),
+     Slot('bpe', BPES, 'splits words into pieces')))
 
-# %% ../../nbs/cli/810_preprocess.ipynb #378fce97
+# %% ../../nbs/cli/810_preprocess.ipynb #36935da4
 def run(
     config: Config,  # of PREPROCESS
 ):
@@ -381,7 +422,8 @@ def run(
     logging.basicConfig(format='%(asctime)s | %(levelname)s | %(name)s | %(message)s',
                         datefmt='%Y-%m-%d %H:%M:%S', level=logging.INFO,
                         stream=sys.stdout)
-    preprocess(config.preprocessing)
+    preprocess(config.preprocessing,
+               CodecChoice(config.tokenizer, config.bpe, config.learning))
 
 
 def main(

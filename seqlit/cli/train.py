@@ -103,7 +103,7 @@ def train(
     "Train a model, shown as it happens."
     return live(make_trainer(data, **options))
 
-# %% ../../nbs/cli/820_train.ipynb #8c1ad3fb
+# %% ../../nbs/cli/820_train.ipynb #35219f41
 def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
@@ -113,9 +113,9 @@ def main(
 
 def run_training(
     config: Config,  # of TRAIN
-) -> int:  # 0, or 130 after Ctrl-C
+) -> int:  # 0, 130 after Ctrl-C, 143 after SIGTERM
     "Train, writing the log that was asked for."
     check_chosen(config)
     set_up_logging(config.common)
     stopped = follow(build_trainer(config), make_logger(config.common))
-    return 130 if stopped.reason == 'interrupted' else 0
+    return {'interrupted': 130, 'terminated': 143}.get(stopped.reason, 0)

@@ -45,11 +45,12 @@ def find_chunks(
             begin = file.tell()
     return chunks
 
-# %% ../../nbs/data/130_binarize.ipynb #128eb00d
+# %% ../../nbs/data/130_binarize.ipynb #445b0abb
 def read_chunk(
     path: str | Path,  # a text file
     chunk: tuple[int, int],  # begin and end in bytes, from `find_chunks`
     errors: str = 'strict',  # 'replace' turns undecodable bytes into U+FFFD
+    encode: Callable[[str], str] | None = None,  # splits a line into units first
 ) -> list[str]:  # the lines without their ends
     "The lines of a chunk; errors name file and line."
     with open(path, 'rb') as file:
@@ -67,7 +68,7 @@ def read_chunk(
         raise SeqlitError(f'{path}: changed while it was read') from None
     if not lines[-1]:
         lines.pop()
-    return lines
+    return lines if encode is None else list(map(encode, lines))
 
 # %% ../../nbs/data/130_binarize.ipynb #c8259398
 def count_lines(
@@ -167,15 +168,16 @@ def map_chunks(
             yield result
             bar.update(chunk[1] - chunk[0])
 
-# %% ../../nbs/data/130_binarize.ipynb #ad9a6fa8
+# %% ../../nbs/data/130_binarize.ipynb #64efbc8a
 def count_words(
     path: str | Path,  # a text file
     workers: int = 1,  # processes
     errors: str = 'strict',  # 'replace' goes on where text is not UTF-8
     show_progress: bool | None = None,  # None: where somebody can see it
+    encode: Callable[[str], str] | None = None,  # splits a line into units first
 ) -> Counter:  # word -> how often, with one `</s>` a line
     "Count the words of a file."
-    counts, count = Counter(), partial(_count_chunk, path, errors)
+    counts, count = Counter(), partial(_count_chunk, path, errors, encode=encode)
     for some in map_chunks(count, path, workers, show_progress):
         for word, n in some.items():
             counts[word] += n
@@ -186,14 +188,15 @@ def _count_chunk(
     path: str | Path,  # a text file
     errors: str,  # 'strict' or 'replace'
     chunk: tuple[int, int],  # begin and end in bytes
+    encode: Callable[[str], str] | None = None,  # splits a line into units first
 ) -> dict[str, int]:  # word -> how often
     "Count the words of a chunk."
-    lines = read_chunk(path, chunk, errors)
+    lines = read_chunk(path, chunk, errors, encode)
     counts = Counter(chain.from_iterable(map(str.split, lines)))
     counts['</s>'] += len(lines)
     return dict(counts)
 
-# %% ../../nbs/data/130_binarize.ipynb #f1d38497
+# %% ../../nbs/data/130_binarize.ipynb #5af9023f
 class _Numbers(dict):
     "Word -> number, and -1 for all other words."
 
@@ -208,10 +211,11 @@ def _encode_chunk(
     ending: list[int],  # what follows each line: [eos] or nothing
     dtype: type,  # of the tokens
     chunk: tuple[int, int],  # begin and end in bytes
+    encode: Callable[[str], str] | None = None,  # splits a line into units first
 ) -> tuple[np.ndarray, np.ndarray, int]:  # tokens, sizes, unknown words
     "The numbers of a chunk."
     flat, sizes, number = [], [], numbers.__getitem__
-    for line in read_chunk(path, chunk, errors):
+    for line in read_chunk(path, chunk, errors, encode):
         words = line.split()
         flat += map(number, words)
         flat += ending
@@ -222,7 +226,7 @@ def _encode_chunk(
     sizes = np.array(sizes, dtype=np.int32) + len(ending)
     return tokens.astype(dtype), sizes, int(unknown.sum())
 
-# %% ../../nbs/data/130_binarize.ipynb #4624192f
+# %% ../../nbs/data/130_binarize.ipynb #1f456d5e
 def encode_chunks(
     path: str | Path,  # a text file
     dictionary: Dictionary,  # the numbers of the words
@@ -230,12 +234,14 @@ def encode_chunks(
     append_eos: bool = True,  # True: each sentence ends with `</s>`
     errors: str = 'strict',  # 'replace' goes on where text is not UTF-8
     show_progress: bool | None = None,  # None: where somebody can see it
+    encode: Callable[[str], str] | None = None,  # splits a line into units first
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:  # tokens, sizes, unknown words
     "The numbers of a file, a chunk at a time."
     ending = [dictionary.eos_index] * append_eos
-    encode = partial(_encode_chunk, path, errors, _Numbers(dictionary.indices),
-                     dictionary.unk_index, ending, best_dtype(len(dictionary)))
-    yield from map_chunks(encode, path, workers, show_progress)
+    numbers = partial(_encode_chunk, path, errors, _Numbers(dictionary.indices),
+                      dictionary.unk_index, ending, best_dtype(len(dictionary)),
+                      encode=encode)
+    yield from map_chunks(numbers, path, workers, show_progress)
 
 # %% ../../nbs/data/130_binarize.ipynb #2111a341
 @dataclass
@@ -264,7 +270,7 @@ class Binarized:
         self.tokens += int(sizes.sum())
         self.unknowns += unknowns
 
-# %% ../../nbs/data/130_binarize.ipynb #53d31a3d
+# %% ../../nbs/data/130_binarize.ipynb #3abe42b6
 def binarize(
     path: str | Path,  # a text file
     dictionary: Dictionary,  # the numbers of the words
@@ -273,10 +279,12 @@ def binarize(
     append_eos: bool = True,  # True: each sentence ends with `</s>`
     errors: str = 'strict',  # 'replace' goes on where text is not UTF-8
     show_progress: bool | None = None,  # None: where somebody can see it
+    encode: Callable[[str], str] | None = None,  # splits a line into units first
 ) -> Binarized:  # lines, tokens, unknown words
     "Write a text file as a pair of indexed files."
     done = Binarized()
-    chunks = encode_chunks(path, dictionary, workers, append_eos, errors, show_progress)
+    chunks = encode_chunks(path, dictionary, workers, append_eos, errors,
+                           show_progress, encode)
     with IndexedWriter(prefix, best_dtype(len(dictionary))) as writer:
         for tokens, sizes, unknowns in chunks:
             writer.extend(tokens, sizes)

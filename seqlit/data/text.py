@@ -209,7 +209,7 @@ def read_merges(
         ranks.setdefault(tuple(pair), len(ranks))
     return ranks
 
-# %% ../../nbs/data/110_text.ipynb #af13ffa8
+# %% ../../nbs/data/110_text.ipynb #82c26afe
 CODEC_FILE = 'codec.json'
 LANGUAGES = ('source_lang', 'target_lang')  # not recorded: the task knows them
 
@@ -229,8 +229,10 @@ def save_codecs(
                 if value == default_of(f) or f.name in LANGUAGES:
                     continue
                 if isinstance(value, str) and Path(value).is_file():
-                    shutil.copyfile(value, folder/Path(value).name)
-                    value = {'file': Path(value).name}
+                    copy = folder/Path(value).name
+                    if copy.resolve() != Path(value).resolve():
+                        shutil.copyfile(value, copy)
+                    value = {'file': copy.name}
                 mine[kind][f.name] = value
     with atomic_write(folder/CODEC_FILE, 'w') as file:
         json.dump(record, file, indent=1, ensure_ascii=False)

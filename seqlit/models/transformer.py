@@ -52,7 +52,7 @@ class EncoderOptions(Options):
         None, 'which layers of a checkpoint to keep, for example 0,2,4')
     max_source_positions: int = option(1024, 'longest source in tokens')
 
-# %% ../../nbs/models/310_transformer.ipynb #d3a0fd56
+# %% ../../nbs/models/310_transformer.ipynb #a6f96a60
 @dataclass
 class DecoderOptions(Options):
     "Options of the decoder half; None follows the encoder."
@@ -69,7 +69,6 @@ class DecoderOptions(Options):
     decoder_layers_to_keep: list[int] | None = option(
         None, 'which layers of a checkpoint to keep')
     max_target_positions: int = option(1024, 'longest target in tokens')
-    no_cross_attention: bool = option(False, 'do not look at the source')
     no_decoder_final_norm: bool = option(False, 'no norm after the last pre-norm layer')
     share_decoder_input_output_embed: bool = option(
         False, 'the output matrix is the embedding of the target')
@@ -105,10 +104,11 @@ class StackOptions(Options):
         super().__post_init__()
         self.activation_dropout = self.activation_dropout or self.relu_dropout
 
-# %% ../../nbs/models/310_transformer.ipynb #ff5df7a7
+# %% ../../nbs/models/310_transformer.ipynb #22a719b1
 @dataclass
 class TransformerOptions(DecoderOptions, EncoderOptions, StackOptions):
     "Options of the Transformer; names and defaults as in fairseq."
+    no_cross_attention: bool = option(False, 'do not look at the source')
     share_all_embeddings: bool = option(
         False, 'one embedding for source, target and output; needs a joint dictionary')
     merge_src_tgt_embed: bool = option(

@@ -47,7 +47,7 @@ def band_width(
                           f'** {band}, less than 1 number a word; use fewer bands')
     return width
 
-# %% ../../nbs/nn/245_adaptive.ipynb #05f13b1d
+# %% ../../nbs/nn/245_adaptive.ipynb #c4fda26e
 class AdaptiveInput(nn.Module):
     "Embeddings whose width falls with frequency (Baevski and Auli, 2019)."
 
@@ -80,8 +80,8 @@ class AdaptiveInput(nn.Module):
         tokens: Tensor,  # any shape, int64
     ) -> Tensor:  # (..., D)
         "The vectors of tokens."
-        flat = tokens.flatten()
-        bands, rows, found = torch.bucketize(flat, self.ends, right=True), [], []
+        flat, rows, found = tokens.flatten().contiguous(), [], []
+        bands = torch.bucketize(flat, self.ends, right=True)
         for band, (embedding, begin) in enumerate(zip(self.embeddings,
                                                       [0, *self.cutoff])):
             rows.append((bands == band).nonzero()[:, 0])
@@ -212,7 +212,7 @@ def make_tail(
         narrow = nn.Linear(*projection.shape, bias=False)
     return nn.Sequential(narrow, dropout, TiedLinear(embedding))
 
-# %% ../../nbs/nn/245_adaptive.ipynb #0da3b801
+# %% ../../nbs/nn/245_adaptive.ipynb #5329369a
 class Part(NamedTuple):
     "An ordinary softmax within the adaptive one."
     rows: Tensor | None  # (M,) int64, which features; None: all
@@ -228,7 +228,8 @@ def parts(
     target: Tensor,  # (N,) int64, no padding among them
 ) -> list[Part]:  # the head, then each tail
     "The choices that lead to the targets."
-    x, band = self.dropout(features), torch.bucketize(target, self.ends, right=True)
+    x, target = self.dropout(features), target.contiguous()
+    band = torch.bucketize(target, self.ends, right=True)
     known = isinstance(self.head, nn.Linear)
     chosen = torch.where(band == 0, target, band + (self.cutoff[0] - 1))
     found = [Part(None, x, self.head.weight if known else self.head.matrix(), chosen)]

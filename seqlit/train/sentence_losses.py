@@ -47,7 +47,7 @@ class SentencePredictionOptions(Options):
                                   f'but the targets are {wrong}: see '
                                   '--regression-target')
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #1bd289d9
+# %% ../../nbs/train/504_sentence_losses.ipynb #63e5766d
 def class_loss(
     scores: Tensor,  # (B, C)
     target: Tensor,  # (B,) int64
@@ -61,14 +61,14 @@ def class_loss(
 
 
 def number_loss(
-    scores: Tensor,  # (B, 1)
-    target: Tensor,  # (B,) float32
-) -> tuple[Tensor, Tensor]:  # () summed squared error, (B,) float32 the numbers
+    scores: Tensor,  # (B, C), most often C = 1
+    target: Tensor,  # (B * C,) float32
+) -> tuple[Tensor, Tensor]:  # () summed squared error, (B * C,) float32 answers
     "The squared error, and the answer."
-    if scores.size(1) != 1:
-        raise SeqlitError(f'--regression-target needs a head with one output, this one '
-                          f'has {scores.size(1)}: use --num-classes 1')
-    answers = scores[:, 0].float()
+    if scores.numel() != len(target):
+        raise SeqlitError(f'the head gives {scores.size(1)} numbers a sentence, the '
+                          f'labels have {len(target) // len(scores)}: see --num-classes')
+    answers = scores.float().view(-1)
     return F.mse_loss(answers, target.float(), reduction='sum'), answers.detach()
 
 # %% ../../nbs/train/504_sentence_losses.ipynb #3edb7b88
@@ -110,7 +110,7 @@ def _percent(
     "A measure as fairseq shows it."
     return lambda pool: round(100 * measure(pool), 1)
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #daca8dfc
+# %% ../../nbs/train/504_sentence_losses.ipynb #722c624f
 def positive_class(
     labels: Dictionary,  # of the labels
 ) -> int | None:  # of two classes the second, by name; None: there are not two
@@ -130,7 +130,7 @@ class SentencePredictionCriterion(Criterion):
     def build_criterion(cls, options, task):
         "Make the criterion for a task's labels."
         made = super().build_criterion(options, task)
-        made.positive = positive_class(task.target_dictionary)
+        made.positive = positive_class(task.label_dictionary)
         return made
 
     def forward(self, model, sample):
