@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/880_all.ipynb #9d25ad4f
+# %% ../nbs/cli/880_all.ipynb #c182dff7
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
@@ -19,12 +19,15 @@ from .data.blocks import MonolingualDataset, TokenBlockDataset
 from .data.datasets import LanguagePairDataset, SequenceDataset, SequenceList
 from .data.dictionary import Dictionary
 from .data.indexed import IndexedDataset, load_indexed
+from .data.live_text import Splitter, TextLines, TextRows
 from seqlit.data.mixing import (
     AffixedRows, PickedRows, RoundRobinDatasets, draw_sentences, sampling_weights,
     virtual_epoch)
 from .data.noising import BacktranslationDataset, Noise, NoisyRows
 from .hub.translator import Translation, Translator
 from .models.language_model import TransformerLanguageModel
+from .models.lstm import LSTMModel, LSTMOptions
+from .models.lstm_lm import LSTMLMOptions, LSTMLanguageModel
 from .models.model import (
     Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder,
     LanguageModel, register_architecture, register_model)
@@ -37,7 +40,12 @@ from .search.scorers import SCORERS, Scorer
 from .show.attention import attention_map, plot_attention
 from .show.history import History
 from .show.live import live
+from .tasks.language_modeling import LanguageModelingTask
+from .tasks.multi_simple_epoch import (
+    MultiSimpleEpochOptions, MultiSimpleEpochTask)
+from .tasks.multilingual import MultilingualTask, MultilingualTaskOptions
 from .tasks.task import Task, register_task
+from .tasks.text_translation import TextTranslationOptions, TextTranslationTask
 from .tasks.translation import TranslationOptions, TranslationTask
 from .train.checkpoints import load_checkpoint
 from .train.criterions import Criterion, register_criterion

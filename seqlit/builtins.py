@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['REGISTRIES', 'known_names']
 
-# %% ../nbs/hub/750_builtins.ipynb #ee9a31b3
+# %% ../nbs/hub/750_builtins.ipynb #70589ac7
 from .base.registry import Registry
 from .data import codecs, pretrained, text
-from seqlit.models import (
-    classifier, fconv, fconv_lm, language_model, masked, model, multilingual,
-    transformer)
-from .search import scorers
-from .tasks import masked_lm, task, translation
+from .models import (
+    classifier, fconv, fconv_lm, language_model, lightconv, lightconv_lm, lstm, lstm_lm,
+    masked, model, multilingual, transformer)
+from .search import edits, scorers
+from .tasks import (
+    language_modeling, masked_lm, multi_simple_epoch, multilingual, sentence_prediction,
+    sentence_ranking, task, text_translation, translation)
 from .train import (
-    criterions, formula_schedules, layer_optimizers, lr_schedulers, masked_loss,
-    more_optimizers, optimizers, sentence_losses, watching_schedules)
+    adaptive_loss, composite, criterions, ctc, formula_schedules, layer_optimizers,
+    lr_schedulers, masked_loss, more_optimizers, optimizers, rdrop, sentence_losses,
+    watching_schedules)
 
 # %% ../nbs/hub/750_builtins.ipynb #99462fcc
 REGISTRIES: dict[str, Registry] = {

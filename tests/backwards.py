@@ -12,6 +12,8 @@ from seqlit.data.datasets import LanguagePairDataset, SequenceList
 from seqlit.data.dictionary import Dictionary
 from seqlit.data.iterator import EpochBatchIterator
 from seqlit.models.transformer import TransformerModel, TransformerOptions
+import seqlit.builtins  # registers all names
+from seqlit.train.averaging import AveragingOptions
 from seqlit.train.checkpoints import CheckpointOptions
 from seqlit.train.criterions import LabelSmoothedCrossEntropyCriterion, LabelSmoothingOptions, batch_metrics
 from seqlit.train.lr_schedulers import LR_SCHEDULERS
@@ -64,7 +66,7 @@ def make_trainer(folder: Path, task: Backwards | None = None, **settings) -> Tra
                   max_epoch=3, clip_norm=1., lr=0.01, adam_betas='(0.9, 0.98)', warmup_updates=5, label_smoothing=0.1,
                   lr_scheduler='inverse_sqrt', dropout=0.2) | settings
     groups = dict(common=CommonOptions, dataset=DatasetOptions, optimization=OptimizationOptions, checkpoint=CheckpointOptions,
-                  optimizer=AdamOptions, lr_scheduler=LR_SCHEDULERS.get(values['lr_scheduler']).Options, criterion=LabelSmoothingOptions)
+                  ema=AveragingOptions, optimizer=AdamOptions, lr_scheduler=LR_SCHEDULERS.get(values['lr_scheduler']).Options, criterion=LabelSmoothingOptions)
     cfg, task = Config(**{name: kind.from_values(values) for name, kind in groups.items()}), task or Backwards()
     sizes = {f'{side}_{name}': n for side in ('encoder', 'decoder')
              for name, n in dict(embed_dim=16, ffn_embed_dim=16, layers=1, attention_heads=2).items()}

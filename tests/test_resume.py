@@ -37,7 +37,8 @@ def assert_equal(one, other):
             assert torch.equal(value, twin) if torch.is_tensor(value) else value == twin, (number, key)
     assert a['last_optimizer_state']['param_groups'] == b['last_optimizer_state']['param_groups']
     assert a['optimizer_history'][-1] == b['optimizer_history'][-1]
-    for key in ('train_iterator', 'best', 'stopper'): assert a['extra_state'].get(key) == b['extra_state'].get(key), key
+    for name, mean in a['extra_state'].get('ema', {}).items(): assert torch.equal(mean, b['extra_state']['ema'][name]), name
+    for key in ('train_iterator', 'best', 'stopper', 'loss_scale'): assert a['extra_state'].get(key) == b['extra_state'].get(key), key
     assert a['task_state'] == b['task_state']
 
 
@@ -49,6 +50,12 @@ CASES = {
     'tokens': dict(batch_size=None, max_tokens=60, required_batch_size_multiple=8, curriculum=1),
     'two sets': dict(valid_subset='valid,valid1', fixed_validation_seed=5),
     'workers': dict(num_workers=1, data_buffer_size=2),
+    'running mean': dict(store_ema=True, ema_decay=0.9, ema_update_freq=2, ema_start_update=3),
+    'bf16': dict(bf16=True, store_ema=True, ema_decay=0.9),
+    'fp16': dict(fp16=True, fp16_init_scale=2**20, fp16_scale_window=3),
+    'plateau': dict(lr_scheduler='reduce_lr_on_plateau', lr_shrink=0.5, lr_threshold=0.5, warmup_updates=7),
+    'polynomial': dict(lr_scheduler='polynomial_decay', total_num_update=30, force_anneal=2),
+    'cosine': dict(lr_scheduler='cosine', lr_period_updates=5, t_mult=2.),
 }
 
 

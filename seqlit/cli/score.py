@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'SCORE', 'ScoreOptions', 'read_pairs', 'read_system', 'has_subword_marks', 'score_files', 'score',
-           'sentence_lines', 'print_score', 'main']
+           'sentence_lines', 'signature_of', 'print_score', 'main']
 
-# %% ../../nbs/cli/840_score.ipynb #a4dd326a
+# %% ../../nbs/cli/840_score.ipynb #718b9f97
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from ..base.config import Config, Options, option
 from ..base.errors import SeqlitError
 from ..base.files import decode_line, raw_lines, read_lines
 from .common import Command, Slot, resolve, run_command
+import seqlit.search.edits  # registers its scorers
 from ..search.scorers import SCORERS, BleuCounts, BleuScorer, Scorer
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def score(
         sys=str(sys), ref=str(ref), scoring=scoring, ignore_case=ignore_case,
         order=order)))
 
-# %% ../../nbs/cli/840_score.ipynb #13ef27a0
+# %% ../../nbs/cli/840_score.ipynb #5dbd46f0
 def sentence_lines(
     config: Config,  # of SCORE
 ) -> Iterator[str]:  # 'number BLEU4 = ...', from 0
@@ -118,6 +119,16 @@ def sentence_lines(
         yield f'{number} {counts.smoothed().line()}'
 
 
+def signature_of(
+    scorer: Scorer,  # with everything added
+    options: ScoreOptions,  # whether case was ignored
+) -> str:  # empty if the scorer has none
+    "How the figure was made, lower case included."
+    signature = scorer.signature()
+    return signature.replace('case:mixed', 'case:lc') if options.ignore_case \
+        else signature
+
+# %% ../../nbs/cli/840_score.ipynb #0a5b1c08
 def print_score(
     config: Config,  # of SCORE
 ):
@@ -125,11 +136,15 @@ def print_score(
     if config.score.sentence_bleu:
         for line in sentence_lines(config):
             print(line)
+        signature = signature_of(BleuScorer(order=config.score.order), config.score)
+        smoothed = signature.replace('smooth:none', 'smooth:add-one')
+        print(f'signature: {smoothed}', file=sys.stderr)
         return
     scorer = score_files(config)
-    print(scorer.result_string())
-    if scorer.signature():
-        print(f'signature: {scorer.signature()}')
+    result = scorer.result_string()
+    if signature := signature_of(scorer, config.score):
+        print(f'signature: {signature}')
+    print(result)
 
 
 def main(

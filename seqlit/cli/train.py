@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'check_chosen', 'check_valid_subsets', 'build_trainer', 'make_trainer', 'train', 'main', 'run_training']
 
-# %% ../../nbs/cli/820_train.ipynb #536aafe7
+# %% ../../nbs/cli/820_train.ipynb #e62f9929
 import os
 import re
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..models.model import ARCHITECTURES, resolve_architecture
 from ..show.history import History
 from ..show.live import live
 from ..tasks.task import TASKS
+from ..train.averaging import AveragingOptions
 from ..train.checkpoints import CheckpointOptions
 from ..train.criterions import CRITERIONS
 from ..train.loggers import follow, make_logger, set_up_logging
@@ -29,11 +30,12 @@ from ..train.optimizers import OPTIMIZERS
 from ..train.options import CommonOptions, DatasetOptions, OptimizationOptions
 from ..train.trainer import Trainer
 
-# %% ../../nbs/cli/820_train.ipynb #8eec238d
+# %% ../../nbs/cli/820_train.ipynb #3a78ce0e
 TRAIN = Command(
     'train', 'Train a model on binarised data.',
     {'common': CommonOptions, 'dataset': DatasetOptions,
-     'optimization': OptimizationOptions, 'checkpoint': CheckpointOptions},
+     'optimization': OptimizationOptions, 'checkpoint': CheckpointOptions,
+     'ema': AveragingOptions},
     (Slot('arch', ARCHITECTURES, 'the model and its settings', group='model',
           flags=('-a',), resolve=resolve_architecture),
      Slot('task', TASKS, 'data, model and loss that belong together',

@@ -82,7 +82,7 @@ class ChangingRows(Protocol):
     ) -> None:
         "Told before each epoch."
 
-# %% ../../nbs/data/150_datasets.ipynb #576faa51
+# %% ../../nbs/data/150_datasets.ipynb #1d746491
 class TruncatedDataset:
     "Rows cut to a largest length; the last token of each, eos, is kept."
 
@@ -96,6 +96,7 @@ class TruncatedDataset:
                               'needed, for eos')
         self.rows, self.max_length = rows, max_length
         self.sizes = np.minimum(rows.sizes, max_length)
+        self.is_changing = isinstance(rows, ChangingRows) and rows.is_changing
 
     def __len__(self) -> int: return len(self.rows)
 
@@ -115,7 +116,18 @@ class TruncatedDataset:
         ends = np.repeat(np.cumsum(lengths), lengths)
         place = np.arange(len(flat)) - ends + np.repeat(lengths, lengths)
         is_last = np.arange(1, len(flat) + 1) == ends
-        return flat[(place < self.max_length - 1) | is_last], self.sizes[indices]
+        kept = (place < self.max_length - 1) | is_last
+        return flat[kept], np.minimum(lengths, self.max_length)
+
+# %% ../../nbs/data/150_datasets.ipynb #066ded35
+@patch
+def set_epoch(
+    self: TruncatedDataset,
+    epoch: int,  # counted from 1
+) -> None:
+    "Tell the epoch to rows that change."
+    if self.is_changing:
+        self.rows.set_epoch(epoch)
 
 # %% ../../nbs/data/150_datasets.ipynb #3def1bf5
 class ConcatDataset:

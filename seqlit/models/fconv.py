@@ -6,7 +6,7 @@
 __all__ = ['ConvLayer', 'read_layers', 'read_attention', 'FConvOptions', 'fconv_embedding', 'ConvStack', 'ScaledGradient',
            'FConvEncoder', 'ConvAttention', 'FConvDecoder', 'FConvModel', 'upgrade_lengths']
 
-# %% ../../nbs/models/330_fconv.ipynb #7518d0fc
+# %% ../../nbs/models/330_fconv.ipynb #29f7bc09
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ..base.config import Options, option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
+from .embeddings import read_vectors
 from seqlit.models.model import (
     Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, register_architecture,
     register_model)
-from .transformer import read_vectors
 from ..nn.attention import attention_mask
 from ..nn.convolutions import LinearizedConv, NormedLinear, normed
 from ..nn.dropout import Dropout

@@ -52,7 +52,7 @@ class AdaptiveFConvDecoder(AdaptiveOutput, FConvDecoder):
             len(dictionary), layers[-1].channels, options.adaptive_softmax_cutoff,
             options.adaptive_softmax_dropout)
 
-# %% ../../nbs/models/332_fconv_lm.ipynb #e309cdfc
+# %% ../../nbs/models/332_fconv_lm.ipynb #a7db4b19
 @register_model('fconv_lm', FConvLMOptions)
 class FConvLanguageModel(LanguageModel):
     "A gated convolutional language model (Dauphin et al., 2016)."
@@ -68,12 +68,12 @@ class FConvLanguageModel(LanguageModel):
         o, dictionary = options, task.target_dictionary
         layers = read_layers(o.decoder_layers, '--decoder-layers')
         if any(read_attention(o.decoder_attention, len(layers))):
-            raise SeqlitError(f"--decoder-attention '{o.decoder_attention}': a language "
-                              'model has no source to look at; leave it out')
+            raise SeqlitError(f"--decoder-attention '{o.decoder_attention}': a "
+                              'language model has no source to look at; leave it out')
         embedding = fconv_embedding(dictionary, o.decoder_embed_dim)
         if o.adaptive_softmax_cutoff is None:
-            decoder = FConvDecoder(dictionary, embedding, layers, [False] * len(layers),
-                                   o.dropout)
+            decoder = FConvDecoder(dictionary, embedding, layers,
+                                   [False] * len(layers), o.dropout)
             decoder.add_output(o.decoder_out_embed_dim or o.decoder_embed_dim)
         else:
             decoder = AdaptiveFConvDecoder(o, dictionary, embedding, layers)

@@ -118,7 +118,7 @@ def decoder(
             self.embedding('decoder', language))
     return self.decoders[key]
 
-# %% ../../nbs/models/345_multilingual.ipynb #bd62d3ee
+# %% ../../nbs/models/345_multilingual.ipynb #b795b68c
 @register_model('multilingual_transformer', MultilingualOptions)
 class MultilingualTransformerModel(BaseModel):
     "A Transformer for each pair of languages, with common parts."
@@ -139,6 +139,9 @@ class MultilingualTransformerModel(BaseModel):
         task: Any,  # has `dicts`, by language, and `lang_pairs`
     ) -> 'MultilingualTransformerModel':  # freshly initialised
         "Make all halves and put them together."
+        if 'dicts' not in vars(task):
+            raise SeqlitError('this model has a part for each pair of languages and '
+                              'needs --task multilingual_translation')
         if options.share_all_embeddings:
             options.share_decoder_input_output_embed = True
             if options.encoder_embed_dim != options.decoder_input_dim:

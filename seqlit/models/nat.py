@@ -18,7 +18,7 @@ from .model import EncoderOut, register_architecture, register_model
 from .refining import (
     Draft, Prediction, Readers, RefiningModel, RefiningOptions, UncausalDecoder)
 
-# %% ../../nbs/models/380_nat.ipynb #7be11377
+# %% ../../nbs/models/380_nat.ipynb #d192f1e6
 @dataclass
 class NATOptions(RefiningOptions):
     "Options of models that guess a length; names and defaults as in fairseq."
@@ -29,7 +29,7 @@ class NATOptions(RefiningOptions):
     sg_length_pred: bool = option(False, 'guessing lengths does not train the encoder')
     length_loss_factor: float = option(0.1, 'weight of the length loss')
 
-
+# %% ../../nbs/models/380_nat.ipynb #0fbaf70d
 class NATDecoder(UncausalDecoder):
     "An uncausal decoder that guesses how much there is to write."
 
@@ -64,7 +64,7 @@ def length_shift(
         words = (~source.padding_mask).sum(1)
     return words - 128 if self.options.pred_length_offset else 0 * words
 
-# %% ../../nbs/models/380_nat.ipynb #02f0c59a
+# %% ../../nbs/models/380_nat.ipynb #bb2b5abd
 def spread(
     source: EncoderOut,  # of B sentences, 'tokens' padded on either side
     tokens: Tensor,  # (B, T) int64, drafts
@@ -77,7 +77,7 @@ def spread(
     first = reads.long().argmax(1, keepdim=True)
     return (first + places.round().long()).clamp(max=reads.size(1) - 1)
 
-
+# %% ../../nbs/models/380_nat.ipynb #4cc49c08
 @register_model('nonautoregressive_transformer', NATOptions)
 class NATransformerModel(RefiningModel):
     "Writes all words in one pass (Gu et al., 2018)."
@@ -170,7 +170,7 @@ def refine(
     return draft.noted(torch.where(inside, chosen, draft.tokens),
                        torch.where(inside, found, draft.scores))
 
-# %% ../../nbs/models/380_nat.ipynb #92cf34e6
+# %% ../../nbs/models/380_nat.ipynb #3ac1cb57
 def doubtful(
     scores: Tensor,  # (B, T) float, log-probability of each word
     inside: Tensor,  # (B, T) bool, what may be forgotten
@@ -180,7 +180,7 @@ def doubtful(
     order = scores.masked_fill(~inside, torch.inf).argsort(dim=1, stable=True)
     return order.argsort(dim=1) < (inside.sum(1, keepdim=True).float() * share).long()
 
-
+# %% ../../nbs/models/380_nat.ipynb #929caa2c
 @register_model('cmlm_transformer', NATOptions)
 class CMLMTransformerModel(NATransformerModel):
     "A conditional masked language model (Ghazvininejad et al., 2019)."

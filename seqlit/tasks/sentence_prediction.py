@@ -95,7 +95,7 @@ class JoinedRows:
             begins = begins + sizes
         return flat, lengths
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #30c26b2a
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #58d514db
 def read_labels(
     rows: TokenRows,  # one label in each, with eos
     dictionary: Dictionary,  # of the labels
@@ -105,13 +105,14 @@ def read_labels(
     flat, lengths = gather_rows(rows, np.arange(len(rows)))
     wrong = np.flatnonzero(lengths != 2)
     if len(wrong):
-        raise SeqlitError(f'{place}, line {wrong[0] + 1}: {lengths[wrong[0]] - 1} words, '
-                          'but a label is one word')
+        line, words = wrong[0] + 1, lengths[wrong[0]] - 1
+        raise SeqlitError(f'{place}, line {line}: {words} words, but a label is one '
+                          'word')
     classes = flat[::2] - dictionary.nspecial
     if len(classes) and classes.min() < 0:
         line = int(classes.argmin()) + 1
-        raise SeqlitError(f'{place}, line {line}: a label that is not in dict.txt; give '
-                          'the same --srcdict for all sets of labels')
+        raise SeqlitError(f'{place}, line {line}: a label that is not in dict.txt; '
+                          'give the same --srcdict for all sets of labels')
     return classes
 
 
@@ -313,7 +314,7 @@ def max_positions(self: SentencePredictionTask) -> int:
     "The longest input in tokens."
     return self.options.max_positions
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #d8c27031
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #b99c723b
 @patch
 def load_dataset(
     self: SentencePredictionTask,
@@ -324,21 +325,22 @@ def load_dataset(
     "Load one split."
     o, folder = self.options, Path(self.options.data)
     parts = [load_text(folder / 'input0', split, self.source_dictionary, combine)]
+    words = self.source_dictionary
     if dataset_exists(folder / 'input1' / split):
-        parts.append(load_text(folder / 'input1', split, self.source_dictionary, combine))
+        parts.append(load_text(folder / 'input1', split, words, combine))
     rows = JoinedRows(parts, [o.init_token, o.separator_token])
     chosen = o.shorten_data_split_list.split(',') if o.shorten_data_split_list \
         else [split]
     if o.shorten_method != 'none' and split in chosen:
-        rows = ShortenedDataset(rows, o.max_positions, o.shorten_method == 'random_crop',
-                                o.seed)
+        rows = ShortenedDataset(rows, o.max_positions,
+                                o.shorten_method == 'random_crop', o.seed)
         rows.set_epoch(epoch)
     self.datasets[split] = SentenceDataset(
         rows, self.load_labels(split, combine), self.source_dictionary.pad(),
         not o.no_shuffle, o.add_prev_output_tokens)
     return self.datasets[split]
 
-
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #a88c3ec9
 @patch
 def load_labels(
     self: SentencePredictionTask,

@@ -22,7 +22,7 @@ from ..base.registry import Registry
 OPTIMIZERS = Registry('optimizer')
 register_optimizer = OPTIMIZERS.register
 
-# %% ../../nbs/train/510_optimizers.ipynb #20e33cca
+# %% ../../nbs/train/510_optimizers.ipynb #2bcf69c7
 class Optimizer:
     "Base of all optimizers: an optimizer of PyTorch's with a loop's verbs."
     Options = Options
@@ -35,7 +35,7 @@ class Optimizer:
     ):
         self.options = options
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.num_steps = 0
+        self.num_steps, self.loss_scale = 0, 1.
         if not self.parameters:
             raise SeqlitError('the model has no parameter that can be trained')
 
@@ -48,8 +48,8 @@ class Optimizer:
         self,
         loss: Tensor,  # () a summed loss
     ):
-        "Add the gradients of a loss to those already there."
-        loss.backward()
+        "Add the gradients of a loss, times `loss_scale`, to those already there."
+        (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()
 
     def step(self):
         "Move the parameters by their gradients."

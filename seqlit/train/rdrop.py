@@ -35,14 +35,14 @@ def doubled(
     return {name: torch.cat([value, value]) if torch.is_tensor(value) else value
             for name, value in inputs.items()}
 
-# %% ../../nbs/train/507_rdrop.ipynb #882c0205
+# %% ../../nbs/train/507_rdrop.ipynb #786859b2
 @dataclass
 class RDropOptions(LabelSmoothingOptions):
     "Options of `label_smoothed_cross_entropy_with_rdrop`."
     rdrop_alpha: float = option(
         0., 'weight of the divergence between two passes; 0 makes one pass')
 
-
+# %% ../../nbs/train/507_rdrop.ipynb #f8a4e919
 @register_criterion('label_smoothed_cross_entropy_with_rdrop', RDropOptions)
 class RDropCriterion(LabelSmoothedCrossEntropyCriterion):
     "Label smoothing plus R-Drop (Liang et al., 2021)."

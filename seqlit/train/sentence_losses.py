@@ -47,7 +47,7 @@ class SentencePredictionOptions(Options):
                                   f'but the targets are {wrong}: see '
                                   '--regression-target')
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #63e5766d
+# %% ../../nbs/train/504_sentence_losses.ipynb #b81d82bc
 def class_loss(
     scores: Tensor,  # (B, C)
     target: Tensor,  # (B,) int64
@@ -67,7 +67,8 @@ def number_loss(
     "The squared error, and the answer."
     if scores.numel() != len(target):
         raise SeqlitError(f'the head gives {scores.size(1)} numbers a sentence, the '
-                          f'labels have {len(target) // len(scores)}: see --num-classes')
+                          f'labels have {len(target) // len(scores)}: use '
+                          '--num-classes')
     answers = scores.float().view(-1)
     return F.mse_loss(answers, target.float(), reduction='sum'), answers.detach()
 

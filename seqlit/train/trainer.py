@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'SIGNALS', 'Trainer', 'move', 'ids_of', 'is_time']
 
-# %% ../../nbs/train/560_trainer.ipynb #7be02f35
+# %% ../../nbs/train/560_trainer.ipynb #70651d38
 import ast
 import logging
 import math
@@ -26,19 +26,23 @@ from ..base.config_file import write_config_file
 from ..base.errors import SeqlitError
 from ..data.batches import resolve_max_positions
 from ..data.iterator import EpochBatchIterator, GroupedIterator
-from .checkpoints import (
-    CheckpointManager, EarlyStopper, Restore, find_restore, load_newest)
+from .averaging import AveragedModel
+from seqlit.train.checkpoints import (
+    CheckpointManager, EarlyStopper, Restore, find_restore, load_checkpoint,
+    load_newest)
 from .criterions import Criterion, Scalar, Speed
 from seqlit.train.events import (
     EpochEnd, EpochStart, Event, Restored, Saved, Skipped, Stopped, Update, Validated,
     Validating)
 from .lr_schedulers import LR_SCHEDULERS
 from .meters import Metrics
+from .nonfinite import first_not_finite
 from .optimizers import OPTIMIZERS, scale_and_clip
+from .precision import Precision
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/train/560_trainer.ipynb #64d2a370
+# %% ../../nbs/train/560_trainer.ipynb #22c1bb42
 class Trainer:
     "Trains a model for a task, event by event."
 
@@ -59,11 +63,15 @@ class Trainer:
         self.optimizer = OPTIMIZERS.get(cfg.optimizer._name)(cfg.optimizer, parameters)
         self.lr_scheduler = LR_SCHEDULERS.get(cfg.lr_scheduler._name)(
             cfg.lr_scheduler, self.optimizer)
+        freq = cfg.optimization.update_freq[0]
+        self.precision = Precision(cfg.common, self.device, freq)
+        self.averaged = None  # the running mean, see `begin_average`
         self.manager = CheckpointManager(cfg.checkpoint)
         self.stopper = EarlyStopper(cfg.checkpoint.patience,
                                     cfg.checkpoint.maximize_best_checkpoint_metric)
         self.meters = {'train': Metrics(), 'train_inner': Metrics()}
         self.num_updates, self.history = 0, []  # history: of resumed checkpoints
+        self.not_finite = 0  # updates in a row that were skipped for it
         self.epochs, self.updates = None, None  # all epochs, what is left of this one
         self.unchecked = False  # True: an update awaits validation and saving
         self.asked, self.stop_reason = None, None  # to stop: by whom, and why it did
@@ -113,7 +121,7 @@ def is_time(
     "Whether an interval is over."
     return interval > 0 and num_updates > 0 and num_updates % interval == 0
 
-# %% ../../nbs/train/560_trainer.ipynb #80bf8b84
+# %% ../../nbs/train/560_trainer.ipynb #32b4ab74
 @patch
 def train_step(
     self: Trainer,
@@ -126,17 +134,19 @@ def train_step(
     self.model.train(), self.criterion.train()
     self.optimizer.zero_grad()
     sizes, logs = [], []
+    scale = self.optimizer.loss_scale = self.precision.scale
     for sample in samples:
-        _, size, log = self.task.train_step(
-            move(sample or self.epochs.first_batch, self.device), self.model,
-            self.criterion, self.optimizer, self.num_updates, ignore_grad=not sample)
+        with self.precision.autocast():
+            _, size, log = self.task.train_step(
+                move(sample or self.epochs.first_batch, self.device), self.model,
+                self.criterion, self.optimizer, self.num_updates, not sample)
         if sample: sizes.append(size), logs.append(log)
-    norm = scale_and_clip(self.optimizer.parameters, sum(sizes) or 1.,
+    norm = scale_and_clip(self.optimizer.parameters, (sum(sizes) or 1.) * scale,
                           self.cfg.optimization.clip_norm).item()
-    if not math.isfinite(norm):
-        raise SeqlitError(self.explain_not_finite(samples, logs))
+    self.check_finite(norm, samples)
     self.optimizer.step()
     self.num_updates += 1
+    if self.averaged is not None: self.averaged.update(self.num_updates)
     self.lr_scheduler.step_update(self.num_updates)
     values = self.log_update(logs, norm)
     for watch in watches: watch.stop()
@@ -170,21 +180,43 @@ def log_update(
     return {name: entry.value for name, entry in entries.items()
             if isinstance(entry, Scalar)}
 
-# %% ../../nbs/train/560_trainer.ipynb #7f683b46
+# %% ../../nbs/train/560_trainer.ipynb #cfdfb6bc
+@patch
+def check_finite(
+    self: Trainer,
+    norm: float,  # of the gradient
+    samples: list[dict],  # the batches of the update
+):
+    "Errors when the gradient is not finite: one to skip the update, or one to stop."
+    if not self.precision.accept(norm):
+        raise OverflowError('the gradient overflowed; the loss scale is now '
+                            f'{self.precision.scale:g}')
+    self.not_finite = 0 if math.isfinite(norm) else self.not_finite + 1
+    if self.not_finite:
+        cause = self.explain_not_finite(samples)
+        if self.not_finite > self.cfg.optimization.max_nonfinite:
+            raise SeqlitError(cause)
+        raise OverflowError(cause)
+
+
 @patch
 def explain_not_finite(
     self: Trainer,
     samples: list[dict],  # the batches of the update
-    logs: list[dict],  # what the criterion returned for each
 ) -> str:  # a message
     "Where a gradient that is not finite came from, and what may help."
-    names = [name for name, p in self.model.named_parameters()
-             if p.grad is not None and not p.grad.isfinite().all()]
-    losses = [float(log['loss']) for log in logs]
-    return (f'update {self.num_updates + 1}: the gradient is not finite (loss '
-            f'{losses}, first in {names[:1] or "their norm"}) on the sentences '
-            f'{ids_of(samples)}; nothing was changed. A lower --lr, a longer '
-            '--warmup-updates or --clip-norm may help')
+    def loss_of(sample):
+        torch.manual_seed(self.cfg.common.seed + self.num_updates)
+        with self.precision.autocast():
+            return self.criterion(self.model, move(sample, self.device))[0]
+
+    parts = [first_not_finite(self.model, lambda: loss_of(sample))
+             for sample in samples if sample]
+    first = next(filter(None, parts), 'their sum')
+    return (f'update {self.num_updates + 1}: the gradient is not finite, first in '
+            f'{first}, on the sentences {ids_of(samples)}; nothing was changed. A lower'
+            ' --lr, a longer --warmup-updates or --clip-norm may help; '
+            '--max-nonfinite skips such updates')
 
 # %% ../../nbs/train/560_trainer.ipynb #0b7589f4
 @patch
@@ -221,7 +253,7 @@ def valid_iterator(
         required_batch_size_multiple=d.required_batch_size_multiple,
         num_workers=d.num_workers, data_buffer_size=d.data_buffer_size)
 
-# %% ../../nbs/train/560_trainer.ipynb #a8bde80b
+# %% ../../nbs/train/560_trainer.ipynb #897f7311
 @patch
 @torch.no_grad()
 def valid_step(
@@ -230,8 +262,9 @@ def valid_step(
 ) -> dict:  # what the criterion logs
     "Judge a batch without learning from it."
     self.model.eval(), self.criterion.eval()
-    return self.task.valid_step(move(sample, self.device), self.model,
-                                self.criterion)[2]
+    with self.precision.autocast():
+        return self.task.valid_step(move(sample, self.device), self.model,
+                                    self.criterion)[2]
 
 
 @patch(as_prop=True)
@@ -268,7 +301,7 @@ def validate(
             report[metric], best) else best
     yield Validated(self.epoch, self.num_updates, subset, report)
 
-# %% ../../nbs/train/560_trainer.ipynb #e7b329a8
+# %% ../../nbs/train/560_trainer.ipynb #365b95ac
 @patch
 def state_dict(
     self: Trainer,
@@ -281,9 +314,12 @@ def state_dict(
     extra = {'metrics': {name: m.state_dict() for name, m in self.meters.items()},
              'previous_training_time': self.training_time,
              'train_iterator': self.epochs.state_dict(),
-             'stopper': self.stopper.state_dict()}
+             'stopper': self.stopper.state_dict(),
+             'loss_scale': self.precision.state_dict()}
     if self.manager.best is not None:
         extra['best'] = self.manager.best
+    if self.averaged is not None:
+        extra['ema'] = self.averaged.state_dict()
     has_parameters = any(True for _ in self.criterion.parameters())
     state = {'args': None, 'cfg': self.cfg.record(),
              'model': self.model.state_dict(),
@@ -312,7 +348,7 @@ def save(
     seconds = time.perf_counter() - started
     return Saved(self.epoch, self.num_updates, paths, value, seconds) if paths else None
 
-# %% ../../nbs/train/560_trainer.ipynb #3bfd910c
+# %% ../../nbs/train/560_trainer.ipynb #d31e2dc4
 @patch
 def load_state_dict(
     self: Trainer,
@@ -329,6 +365,9 @@ def load_state_dict(
         self.load_optimizer(state['last_optimizer_state'], where)
     elif where.optimizer:
         logger.warning('%s: no optimizer state, the optimizer starts anew', where.path)
+    if where.optimizer:
+        self.precision.load_state_dict(extra.get('loss_scale', {}))
+    self.begin_average(extra.get('ema') if where.optimizer else None)
     if where.optimizer and where.meters:
         self.manager.best = extra.get('best')
         self.stopper.load_state_dict(extra.get('stopper', self.stopper.state_dict()))
@@ -339,6 +378,22 @@ def load_state_dict(
                 self.meters[name].load_state_dict(extra['metrics'][name])
     if where.dataloader:
         self.task.load_state_dict(state.get('task_state') or {})
+
+# %% ../../nbs/train/560_trainer.ipynb #f6aae6d0
+@patch
+def begin_average(
+    self: Trainer,
+    mean: dict | None,  # of a checkpoint; None: begin anew
+):
+    "Begin the running mean with that of a checkpoint, a given model, or this one."
+    o = self.cfg.ema
+    if not o.store_ema:
+        return
+    self.averaged = AveragedModel(o, self.model)
+    if mean is None and o.ema_seed_model is not None:
+        mean = load_checkpoint(o.ema_seed_model)['model']
+    if mean is not None:
+        self.averaged.load_state_dict(mean)
 
 # %% ../../nbs/train/560_trainer.ipynb #e09b808a
 @patch
@@ -361,14 +416,16 @@ def load_optimizer(
         self.lr_scheduler.load_state_dict(last['lr_scheduler_state'])
     self.num_updates = last['num_updates']
 
-# %% ../../nbs/train/560_trainer.ipynb #4d72c951
+# %% ../../nbs/train/560_trainer.ipynb #5b9e5869
 @patch
 def restore(
     self: Trainer,
 ) -> Restored:  # which checkpoint it was
     "Load data and the checkpoint to begin with, if there is one."
     where, extra = find_restore(self.cfg.checkpoint), {}
-    if where.path is not None:
+    if where.path is None:
+        self.begin_average(None)
+    else:
         state, where.path = load_newest(where.path)
         self.load_state_dict(state, where)
         extra = state.get('extra_state', {})
@@ -451,7 +508,7 @@ def interruptible(
         for number, handler in ours.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/train/560_trainer.ipynb #eeea15db
+# %% ../../nbs/train/560_trainer.ipynb #73bc1592
 @patch
 def begin_epoch(
     self: Trainer,
@@ -466,7 +523,7 @@ def begin_epoch(
     self.task.begin_epoch(self.epoch, self.model)
     return EpochStart(self.epoch, self.num_updates, self.updates.n, len(self.updates))
 
-
+# %% ../../nbs/train/560_trainer.ipynb #ef77166e
 @patch
 def next_update(
     self: Trainer,
@@ -482,8 +539,9 @@ def next_update(
         return None
     try:
         values = self.train_step(samples)
-    except torch.OutOfMemoryError as error:
-        self.optimizer.zero_grad(), torch.cuda.empty_cache()
+    except (torch.OutOfMemoryError, OverflowError) as error:
+        self.optimizer.zero_grad()
+        if self.device.type == 'cuda': torch.cuda.empty_cache()
         self.unchecked = not self.updates.has_next()
         return Skipped(self.epoch, self.num_updates, ids_of(samples), str(error))
     self.unchecked = True

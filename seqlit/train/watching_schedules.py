@@ -32,7 +32,7 @@ class PolynomialOptions(LRSchedulerOptions):
         None, 'updates until the end; --max-update unless given')
     max_update: int = option(0, 'stop after so many updates; 0: no bound')
 
-# %% ../../nbs/train/522_watching_schedules.ipynb #6337d8c6
+# %% ../../nbs/train/522_watching_schedules.ipynb #77e5338c
 @register_lr_scheduler('polynomial_decay', PolynomialOptions)
 class PolynomialDecay(LRScheduler):
     "Linear warm-up, then a power of what is left."
@@ -44,7 +44,7 @@ class PolynomialDecay(LRScheduler):
             raise SeqlitError(f'--total-num-update {self.total}: polynomial_decay '
                               'needs an end beyond --warmup-updates '
                               f'{options.warmup_updates}; --max-update serves too')
-        self.peak = options.lr[0]
+        self.peak, self.epoch = options.lr[0], 0
         optimizer.set_lr(self.peak / max(options.warmup_updates, 1))
 
     def step_begin_epoch(self, epoch):
@@ -52,8 +52,9 @@ class PolynomialDecay(LRScheduler):
         o = self.options
         if o.force_anneal is None or epoch < o.force_anneal:
             self.peak = o.lr[min(epoch, len(o.lr)) - 1]
-        else:
+        elif epoch != self.epoch:  # the same one: a resume within it
             self.peak = self.optimizer.get_lr()
+        self.epoch = epoch
 
     def step_update(self, num_updates):
         "Set the rate that the formula gives."
@@ -67,13 +68,13 @@ class PolynomialDecay(LRScheduler):
         self.optimizer.set_lr(lr)
         return lr
 
-# %% ../../nbs/train/522_watching_schedules.ipynb #8725aa57
+# %% ../../nbs/train/522_watching_schedules.ipynb #6f1ca975
 @patch
 def state_dict(
     self: PolynomialDecay,
 ) -> dict:  # plain data
-    "The peak."
-    return {'best': self.best, 'peak': self.peak}
+    "The peak, and the epoch it is of."
+    return {'best': self.best, 'peak': self.peak, 'epoch': self.epoch}
 
 
 @patch
@@ -82,7 +83,8 @@ def load_state_dict(
     state: dict,  # from `state_dict`, or of fairseq's, which has no peak
 ):
     "Take back the peak."
-    self.best, self.peak = state.get('best'), state.get('peak', self.peak)
+    for name in ('best', 'peak', 'epoch'):
+        vars(self)[name] = state.get(name, vars(self)[name])
 
 # %% ../../nbs/train/522_watching_schedules.ipynb #1fb6bab6
 @dataclass
