@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/880_all.ipynb #c182dff7
+# %% ../nbs/cli/880_all.ipynb #fa464e47
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
 from .builtins import REGISTRIES, known_names
+from .cli.average_checkpoints import average_checkpoints
+from .cli.eval_lm import eval_lm
 from .cli.generate import Generated, generate
 from .cli.number_names import english_name, german_name, write_corpus
 from .cli.preprocess import PreprocessOptions, preprocess
 from .cli.score import score
 from .cli.train import make_trainer, train
+from .cli.validate import validate
 from .data.blocks import MonolingualDataset, TokenBlockDataset
 from .data.datasets import LanguagePairDataset, SequenceDataset, SequenceList
+from .data.denoising import NoiseOptions, Noiser
 from .data.dictionary import Dictionary
 from .data.indexed import IndexedDataset, load_indexed
 from .data.live_text import Splitter, TextLines, TextRows
@@ -24,29 +28,51 @@ from seqlit.data.mixing import (
     AffixedRows, PickedRows, RoundRobinDatasets, draw_sentences, sampling_weights,
     virtual_epoch)
 from .data.noising import BacktranslationDataset, Noise, NoisyRows
+from .data.splitting import CodecChoice
+from .data.text import Codec, build_codec
+from .hub.hub import Hub
+from .hub.mask_filler import MaskFiller
+from .hub.sentence_classifier import SentenceClassifier
 from .hub.translator import Translation, Translator
+from .models.aligned import AlignedModel
+from .models.bart import BARTModel, BARTOptions
+from .models.fconv import FConvModel, FConvOptions
+from .models.fconv_lm import FConvLanguageModel
 from .models.language_model import TransformerLanguageModel
+from .models.levenshtein import LevenshteinTransformerModel
+from .models.lightconv import LightConvModel, LightConvOptions
+from .models.lightconv_lm import LightConvLanguageModel
 from .models.lstm import LSTMModel, LSTMOptions
 from .models.lstm_lm import LSTMLMOptions, LSTMLanguageModel
 from .models.model import (
     Decoder, Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder,
     LanguageModel, register_architecture, register_model)
 from .models.multilingual import MultilingualOptions, MultilingualTransformerModel
+from .models.nat import CMLMTransformerModel, NATransformerModel
 from .models.transformer import TransformerModel, TransformerOptions
 from .nn.adaptive import AdaptiveInput, AdaptiveSoftmax
+from .nn.convolutions import DynamicConv, LightweightConv, LinearizedConv
 from .nn.incremental import GrowingSlot, IncrementalState, RowSlot, SentenceSlot
 from .search.generator import GenerationOptions, SequenceGenerator
+from .search.options import GenerationOptions
+from .search.refinement import RefinementGenerator
 from .search.scorers import SCORERS, Scorer
+from .search.strategies import DiverseGroupsSearch, Sampling
 from .show.attention import attention_map, plot_attention
 from .show.history import History
 from .show.live import live
+from .show.search_tree import draw_search_tree, tree_nodes
+from .tasks.denoising import DenoisingOptions, DenoisingTask
 from .tasks.language_modeling import LanguageModelingTask
 from .tasks.multi_simple_epoch import (
     MultiSimpleEpochOptions, MultiSimpleEpochTask)
 from .tasks.multilingual import MultilingualTask, MultilingualTaskOptions
+from .tasks.sentence_prediction import write_sentence_data
 from .tasks.task import Task, register_task
 from .tasks.text_translation import TextTranslationOptions, TextTranslationTask
 from .tasks.translation import TranslationOptions, TranslationTask
+from .tasks.translation_lev import TranslationLevTask
+from .train.alignment_loss import alignment_error_rate
 from .train.checkpoints import load_checkpoint
 from .train.criterions import Criterion, register_criterion
 from .train.loggers import follow

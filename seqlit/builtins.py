@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['REGISTRIES', 'known_names']
 
-# %% ../nbs/hub/750_builtins.ipynb #70589ac7
+# %% ../nbs/hub/750_builtins.ipynb #8d439593
 from .base.registry import Registry
 from .data import codecs, pretrained, text
-from .models import (
-    classifier, fconv, fconv_lm, language_model, lightconv, lightconv_lm, lstm, lstm_lm,
-    masked, model, multilingual, transformer)
-from .search import edits, scorers
+from seqlit.models import (
+    aligned, bart, classifier, fconv, fconv_lm, language_model, levenshtein, lightconv,
+    lightconv_lm, lstm, lstm_lm, masked, model, multilingual, nat, refining,
+    transformer)
+from .search import edits, refinement, scorers
 from .tasks import (
-    language_modeling, masked_lm, multi_simple_epoch, multilingual, sentence_prediction,
-    sentence_ranking, task, text_translation, translation)
+    denoising, language_modeling, masked_lm, multi_simple_epoch, multilingual,
+    sentence_prediction, sentence_ranking, task, text_translation, translation,
+    translation_lev)
 from .train import (
-    adaptive_loss, composite, criterions, ctc, formula_schedules, layer_optimizers,
-    lr_schedulers, masked_loss, more_optimizers, optimizers, rdrop, sentence_losses,
-    watching_schedules)
+    adaptive_loss, alignment_loss, composite, criterions, ctc, formula_schedules,
+    layer_optimizers, lr_schedulers, masked_loss, more_optimizers, nat_loss, optimizers,
+    rdrop, sentence_losses, watching_schedules)
 
 # %% ../nbs/hub/750_builtins.ipynb #99462fcc
 REGISTRIES: dict[str, Registry] = {

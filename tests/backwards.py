@@ -81,5 +81,6 @@ if __name__ == '__main__':
     options = {key: ast.literal_eval(value) for key, value in (word.split('=', 1) for word in sys.argv[2:])}
     trainer = make_trainer(Path(sys.argv[1]), **options)
     set_up_logging(trainer.cfg.common)
-    follow(trainer, JsonLogger(), lambda event: print(f'@ {event.num_updates} {type(event).__name__}', flush=True))
+    with trainer.interruptible():
+        follow(trainer, JsonLogger(), lambda event: print(f'@ {event.num_updates} {type(event).__name__}', flush=True))
     torch.save(trainer.model.state_dict(), Path(sys.argv[1])/'final.pt')

@@ -100,7 +100,7 @@ def test_no_repeat_ngram_size_does_what_it_says(shared):
     assert not any(map(repeats, got.values()))
 
 
-@pytest.mark.parametrize('name', ['plain', 'buffered'])
+@pytest.mark.parametrize('name', ['plain', 'buffered', 'constraints_ordered', 'constraints_unordered'])
 def test_interactive(shared, name):
     wanted, got = run(shared, 'interactive', 'interactive', name)
     compare(wanted, got, skip='W')

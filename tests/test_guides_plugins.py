@@ -50,7 +50,7 @@ def translator(tmp_path_factory) -> tuple[Path, str]:
 
 def test_simple_lstm_learns_and_translates(translator):
     folder, told = translator
-    assert 'simple_lstm' in told or 'SimpleLSTM' in told
+    assert 'epoch 50 @ 150 updates' in told
     words = ['generate', 'data-bin', '--path', 'checkpoints/checkpoint_best.pt', '--user-dir', GUIDES / 'simple_lstm', '--cpu']
     found = {beam: dict(re.findall(r'^D-(\d+)\t\S+\t(.*)$', seqlit(folder, *words, '--beam', beam), re.M)) for beam in (1, 4)}
     right = (folder / 'test.back').read_text(encoding='utf-8').splitlines()
@@ -88,8 +88,8 @@ def test_name_classifier_learns_and_classifies(tmp_path):
     assert accuracy and accuracy[-1] > 95
     told = call(tmp_path, GUIDES / 'name_classifier' / 'classify.py', 'checkpoints/checkpoint_best.pt',
                 stdin='lemina\nkatapara\nnoli\n')
-    assert [line.split('\t')[:2] for line in told.splitlines()[:3]] and [
-        line.split('\t')[1].split()[0] for line in told.splitlines() if '\t' in line] == ['Vowelish', 'Hardish', 'Vowelish']
+    answers = [line.split('\t')[:2] for line in told.splitlines() if '\t' in line]
+    assert [(name, label.split()[0]) for name, label in answers] == [('lemina', 'Vowelish'), ('katapara', 'Hardish'), ('noli', 'Vowelish')]
 
 
 def test_a_missing_dictionary_is_named(tmp_path):

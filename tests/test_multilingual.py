@@ -1,12 +1,16 @@
 "Several pairs of languages from a folder as fairseq's preprocessing leaves it: train, resume, translate, through the commands."
 
 import random
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 import torch
 
-from test_commands import refused, seqlit
+from test_commands import refused
 
 WORDS = {
     'en': 'one two three four five six'.split(),
@@ -18,10 +22,25 @@ TINY += ' --decoder-ffn-embed-dim 64 --encoder-attention-heads 4 --decoder-atten
 TRAIN = [*TINY.split(), '--optimizer', 'adam', '--lr', '5e-3', '--batch-size', '32', '--cpu', '--no-progress-bar', '--log-format', 'none']
 
 
+def seqlit(command: str, *words, check: bool = True, stdin: str = '') -> subprocess.CompletedProcess:
+    "Run a command in this process, which has loaded torch already."
+    from seqlit.cli.main import main
+
+    out, err, before = StringIO(), StringIO(), sys.stdin
+    sys.stdin = TextIOWrapper(BytesIO(stdin.encode()), encoding='utf-8')
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([command, *map(str, words)])
+    finally:
+        sys.stdin = before
+    assert not check or code == 0, err.getvalue()
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
 def write_text(folder: Path, pair: str, split: str, count: int, seed: int):
     "Random numbers in two languages, the second read backwards."
     rng, (source, target) = random.Random(seed), pair.split('-')
-    rows = [[rng.randrange(6) for _ in range(rng.randint(1, 4))] for _ in range(count)]
+    rows = [[rng.randrange(6) for _ in range(rng.randint(1, 3))] for _ in range(count)]
     for language, step in [(source, 1), (target, -1)]:
         lines = ''.join(' '.join(WORDS[language][i] for i in row[::step]) + '\n' for row in rows)
         (folder / f'{split}.{pair}.{language}').write_text(lines, encoding='utf-8')
@@ -33,8 +52,8 @@ def folder(tmp_path_factory) -> Path:
     text, data = tmp_path_factory.mktemp('text'), tmp_path_factory.mktemp('multi') / 'data-bin'
     everything = ''.join(f'{word} 1\n' for words in WORDS.values() for word in words if word != 'six')
     (text / 'dict.txt').write_text(everything + 'six 2\n', encoding='utf-8')
-    for number, (pair, count) in enumerate([('de-en', 400), ('en-fr', 150)]):
-        for split, size in [('train', count), ('valid', 30 + 10 * number), ('test', 12)]:
+    for number, (pair, count) in enumerate([('de-en', 400), ('en-fr', 400)]):
+        for split, size in [('train', count), ('valid', 20 + 10 * number), ('test', 12)]:
             write_text(text, pair, split, size, seed=10 * number + len(split))
         source, target = pair.split('-')
         stage = data.parent / pair
@@ -68,7 +87,7 @@ def table(folder, tmp_path_factory) -> Path:
     "Checkpoints of a table of models, with common embeddings."
     save = tmp_path_factory.mktemp('table')
     seqlit('train', folder, *MULTI, '--arch', 'multilingual_transformer', '--share-encoders', '--share-decoders', *TRAIN,
-           '--max-epoch', 20, '--save-dir', save, '--no-epoch-checkpoints')
+           '--max-epoch', 12, '--save-dir', save, '--no-epoch-checkpoints')
     return save
 
 
@@ -126,7 +145,7 @@ def test_a_resumed_run_is_the_unbroken_one(folder, tmp_path, words):
 
 @pytest.mark.parametrize('how', [[], ['--lang-tok-replacing-bos-eos']], ids=['prepended', 'replacing'])
 def test_one_model_writes_two_languages(folder, tmp_path, how):
-    seqlit('train', folder, *SIMPLE, *how, '--sampling-method', 'uniform', *TRAIN, '--max-epoch', 14, '--save-dir', tmp_path,
+    seqlit('train', folder, *SIMPLE, *how, '--sampling-method', 'uniform', *TRAIN, '--max-epoch', 16, '--save-dir', tmp_path,
            '--no-epoch-checkpoints')
     path = tmp_path / 'checkpoint_best.pt'
     for source, target in [('de', 'en'), ('en', 'fr')]:

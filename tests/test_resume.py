@@ -219,16 +219,17 @@ def unbroken(tmp_path_factory):
     return torch.load(folder/'final.pt')
 
 
-@pytest.mark.parametrize('sign, workers', [(signal.SIGINT, 0), (signal.SIGINT, 1), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize('sign, workers', [(signal.SIGINT, 0), (signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGKILL, 1)])
 def test_signals(tmp_path, unbroken, sign, workers):
-    "Ctrl-C leaves a checkpoint; SIGKILL falls back to the last one. Either way the end is the same."
+    "Ctrl-C and SIGTERM leave a checkpoint; SIGKILL falls back to the last one. Either way the end is the same."
     process = start(tmp_path, f'num_workers={workers}')
     for line in process.stdout:
         if line.startswith('@ 23 Update'): break
     os.killpg(process.pid, sign)   # as a terminal does: to the readers, too
     rest = process.communicate(timeout=100)[0]
-    assert process.returncode == (0 if sign == signal.SIGINT else -sign), rest
-    if sign == signal.SIGINT: assert 'Traceback' not in rest and 'interrupted' in rest and 'Stopped' in rest, rest
+    asked = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}.get(sign)
+    assert process.returncode == (0 if asked else -sign), rest
+    if asked: assert 'Traceback' not in rest and asked in rest and 'Stopped' in rest, rest
     process = start(tmp_path, f'num_workers={workers}')
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 0 and 'loaded checkpoint' in output, output

@@ -7,6 +7,7 @@ import sacrebleu
 from hypothesis import given, settings, strategies as st
 
 from seqlit.cli.score import main
+from seqlit.search.edits import count_edits
 from seqlit.search.scorers import BleuScorer
 
 
@@ -28,7 +29,7 @@ def test_modes_in_which_fairseq_crashes(shared, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 200 and all(line.startswith(f'{i} BLEU4 = ') for i, line in enumerate(lines))
     assert main([*files, '--sacrebleu']) == 0
-    score, signature = capsys.readouterr().out.splitlines()
+    signature, score = capsys.readouterr().out.splitlines()
     pairs = [(folder/f).read_text(encoding='utf-8').splitlines() for f in ['sys.txt', 'ref.txt']]
     metric = sacrebleu.BLEU()
     assert score == metric.corpus_score(pairs[0], [pairs[1]]).format()
@@ -66,3 +67,46 @@ def test_equals_sacrebleu(pairs):
     for a, b in zip(system, reference): scorer.add_string(b, a)
     metric = sacrebleu.BLEU(tokenize='none', smooth_method='none', force=True)
     assert scorer.score() == pytest.approx(metric.corpus_score(system, [reference]).score, abs=1e-9)
+
+
+@pytest.mark.parametrize('flags, part', [([], 'tok:none'), (['--ignore-case'], 'case:lc'), (['--order', '2'], 'order:2'), (['--sacrebleu'], 'tok:13a'),
+                                         (['--scoring', 'chrf'], 'nc:6'), (['--scoring', 'ter'], 'case:lc'), (['--scoring', 'wer'], 'unit:word'),
+                                         (['--scoring', 'wer', '--wer-char-level'], 'unit:char')])
+def test_every_score_has_its_signature(flags, part, shared, capsys):
+    folder = shared/'golden'/'score'
+    assert main(['--sys', str(folder/'sys.txt'), '--ref', str(folder/'ref.txt'), *flags]) == 0
+    signature, _ = capsys.readouterr().out.splitlines()
+    assert signature.startswith('signature: nrefs:1|') and part in signature and 'version:' in signature
+
+
+def test_ter_and_chrf_are_sacrebleu(shared, capsys):
+    folder = shared/'golden'/'score'
+    system, reference = [(folder/f).read_text(encoding='utf-8').splitlines() for f in ['sys.txt', 'ref.txt']]
+    for name, metric in ('ter', sacrebleu.TER()), ('chrf', sacrebleu.CHRF()):
+        assert main(['--sys', str(folder/'sys.txt'), '--ref', str(folder/'ref.txt'), '--scoring', name]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == metric.corpus_score(system, [reference]).format()
+
+
+def levenshtein(a, b):
+    "Cell by cell."
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(words, words)
+def test_edits(a, b):
+    assert count_edits(a, b) == levenshtein(a, b) == count_edits(b, a)
+
+
+def test_word_error_rate_of_a_corpus(shared, capsys):
+    folder = shared/'golden'/'score'
+    system, reference = [(folder/f).read_text(encoding='utf-8').splitlines() for f in ['sys.txt', 'ref.txt']]
+    edits = sum(levenshtein(s.split(), r.split()) for s, r in zip(system, reference))
+    assert main(['--sys', str(folder/'sys.txt'), '--ref', str(folder/'ref.txt'), '--scoring', 'wer']) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f'WER: {100 * edits / sum(len(r.split()) for r in reference):.2f}'

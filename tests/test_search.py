@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from seqlit.search.beam import top_candidates
-from seqlit.search.generator import GenerationOptions, SequenceGenerator, ban_repeats
+from seqlit.search.generator import SequenceGenerator
+from seqlit.search.options import GenerationOptions
+from seqlit.search.rules import ban_repeats
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_commands import preprocess, refused, seqlit, text  # noqa: F401  the fixture `text` has train, valid and test
+from test_commands import preprocess, refused, text  # noqa: F401  the fixture `text` has train, valid and test
+from test_multilingual import seqlit
 
 TINY = ['--arch', 'transformer_tiny', '--encoder-layers', 1, '--decoder-layers', 1, '--optimizer', 'adam', '--lr', '2e-3',
         '--max-tokens', 300, '--cpu', '--no-progress-bar', '--log-format', 'none', '--no-epoch-checkpoints']

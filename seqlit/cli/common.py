@@ -142,7 +142,7 @@ class OneLineParser(argparse.ArgumentParser):
         told = message.removeprefix('argument ')
         raise SeqlitError(f'{told} (see {self.prog} --help)')
 
-# %% ../../nbs/cli/800_common.ipynb #843eef63
+# %% ../../nbs/cli/800_common.ipynb #35d30d2b
 def parse(
     command: Command,  # what to parse for
     argv: list[str],  # the words after the command's name
@@ -160,7 +160,7 @@ def parse(
                            allow_abbrev=False, usage=usage_of(command),
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--debug', action='store_true', help=argparse.SUPPRESS)
-    taken = {'user_dir', 'config', 'show_config'}
+    taken = {'user_dir', 'config', 'show_config', *(s.flag for s in command.slots)}
     _add_slots(parser, command)
     for name, group in command.groups.items():
         add_options(parser, group, name.replace('_', ' '), taken)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'GENERATION_SLOTS', 'GENERATE', 'build_translator', 'in_order', 'Generated', 'score_all', 'subset_batches',
-           'run_generate', 'tell_speed', 'generate', 'print_generated', 'main', 'results_file', 'log_to_stderr']
+           'read_constraints', 'run_generate', 'tell_speed', 'generate', 'print_generated', 'main', 'results_file']
 
-# %% ../../nbs/cli/830_generate.ipynb #6206a400
+# %% ../../nbs/cli/830_generate.ipynb #185a0b84
 import heapq
 import logging
 import sys
@@ -22,18 +22,20 @@ import torch
 import seqlit.builtins  # registers all names
 from ..base.config import Config
 from ..base.errors import SeqlitError
-from ..base.files import atomic_write, progress
+from ..base.files import atomic_write, progress, read_lines
 from .common import Command, Slot, resolve, run_command
 from ..data.text import BPES, TOKENIZERS, build_codec
-from ..hub.translator import Translation, Translator, load_models, read_dict
+from ..hub.translator import (
+    Translation, Translator, load_models, read_dict, source_texts)
 from ..search.generator import GenerationOptions
 from ..search.scorers import SCORERS, Scorer
 from ..tasks.task import TASKS
+from ..train.loggers import set_up_logging
 from ..train.options import CommonOptions, DatasetOptions
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/cli/830_generate.ipynb #85397054
+# %% ../../nbs/cli/830_generate.ipynb #961ac75b
 GENERATION_SLOTS = (
     Slot('task', TASKS, 'what the models were trained for', default='translation'),
     Slot('scoring', SCORERS, 'how to score the output', default='bleu'),
@@ -54,6 +56,7 @@ def build_translator(
     if options.path is None:
         raise SeqlitError('--path is missing: give a checkpoint, for example '
                           '--path checkpoints/checkpoint_best.pt')
+    torch.manual_seed(config.common.seed)
     use_gpu = torch.cuda.is_available() and not config.common.cpu
     models, task = load_models(
         options.path, config.task.given(), config.task._name,
@@ -123,7 +126,24 @@ def subset_batches(
         num_shards=options.num_shards, shard_id=options.shard_id,
         num_workers=options.num_workers, seed=seed).next_epoch(shuffle=False)
 
-# %% ../../nbs/cli/830_generate.ipynb #8ac35f05
+# %% ../../nbs/cli/830_generate.ipynb #bcccd484
+def read_constraints(
+    options: GenerationOptions,  # --constraints, --constraints-file
+    sentences: int,  # how many the set has
+) -> dict[int, list[str]]:  # sentence -> phrases
+    "The constraints of a set; errors when they are not as many as its sentences."
+    if options.constraints is None:
+        return {}
+    if options.constraints_file is None:
+        raise SeqlitError('--constraints needs --constraints-file: a line for each '
+                          'sentence of the set, phrases separated by tabs')
+    lines = list(read_lines(options.constraints_file))
+    if len(lines) != sentences:
+        raise SeqlitError(f'{options.constraints_file}: {len(lines)} lines for '
+                          f'{sentences} sentences; each needs one, empty or not')
+    return {i: line.split('\t') for i, line in enumerate(lines) if line}
+
+# %% ../../nbs/cli/830_generate.ipynb #eb34c94a
 def run_generate(
     config: Config,  # of GENERATE
     emit: Callable[[Translation], None] = lambda translation: None,  # called in order
@@ -131,13 +151,15 @@ def run_generate(
     "What the command does; `emit` sees each translation as soon as its turn comes."
     translator = build_translator(config)
     options, subset = config.generation, config.dataset.gen_subset
-    translator.task.load_dataset(subset)
+    dataset = translator.task.load_dataset(subset)
     batches = subset_batches(translator, config.dataset, config.common.seed)
+    constraints = read_constraints(options, len(dataset))
     began, translations = time.monotonic(), []
     shown = progress(batches, total=len(batches), desc=f'generate {subset}',
                      unit='batch',
                      enabled=False if config.common.no_progress_bar else None)
-    for translation in in_order(translator.translate_batches(shown)):
+    for translation in in_order(translator.translate_batches(
+            shown, constraints, source_texts(dataset))):
         emit(translation)
         translations.append(translation)
     tell_speed(translations, time.monotonic() - began)
@@ -155,7 +177,7 @@ def tell_speed(
     logger.info('Translated %d sentences (%d tokens) in %.1fs (%.2f sentences/s, %.2f '
                 'tokens/s)', count, tokens, seconds, count / seconds, tokens / seconds)
 
-# %% ../../nbs/cli/830_generate.ipynb #88653ccd
+# %% ../../nbs/cli/830_generate.ipynb #35179c45
 def generate(
     data: str | Path,  # a data folder
     path: str | Path,  # a checkpoint, or several separated by colons
@@ -171,7 +193,7 @@ def print_generated(
 ):
     "Translate, and print fairseq's lines; with --results-path into a file."
     options = config.generation
-    log_to_stderr(config.common)
+    set_up_logging(config.common, sys.stderr)
     with results_file(options.results_path, config.dataset.gen_subset) as file:
         def emit(translation):
             for line in () if options.quiet else translation.lines():
@@ -185,7 +207,7 @@ def main(
     "The command `seqlit-generate`."
     return run_command(GENERATE, argv, print_generated)
 
-# %% ../../nbs/cli/830_generate.ipynb #55cf8969
+# %% ../../nbs/cli/830_generate.ipynb #098b4ecc
 @contextmanager
 def results_file(
     folder: str | None,  # --results-path
@@ -197,15 +219,3 @@ def results_file(
         return
     with atomic_write(Path(folder) / f'generate-{subset}.txt', 'w') as file:
         yield file
-
-
-def log_to_stderr(
-    options: CommonOptions,  # --log-file
-):
-    "Send log lines to standard error, and to a file if so asked."
-    handlers = [logging.StreamHandler(sys.stderr)]
-    if options.log_file is not None:
-        handlers.append(logging.FileHandler(options.log_file, encoding='utf-8'))
-    logging.basicConfig(format='%(asctime)s | %(levelname)s | %(name)s | %(message)s',
-                        datefmt='%Y-%m-%d %H:%M:%S', level=logging.INFO,
-                        handlers=handlers, force=True)

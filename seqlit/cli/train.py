@@ -105,7 +105,7 @@ def train(
     "Train a model, shown as it happens."
     return live(make_trainer(data, **options))
 
-# %% ../../nbs/cli/820_train.ipynb #35219f41
+# %% ../../nbs/cli/820_train.ipynb #83ce3fd7
 def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
@@ -119,5 +119,7 @@ def run_training(
     "Train, writing the log that was asked for."
     check_chosen(config)
     set_up_logging(config.common)
-    stopped = follow(build_trainer(config), make_logger(config.common))
+    trainer = build_trainer(config)
+    with trainer.interruptible():
+        stopped = follow(trainer, make_logger(config.common))
     return {'interrupted': 130, 'terminated': 143}.get(stopped.reason, 0)

@@ -78,7 +78,7 @@ class NLTKTokenizer(Codec):
     def encode(self, text: str) -> str: return ' '.join(self.splitter.tokenize(text))
     def decode(self, units: str) -> str: return units
 
-# %% ../../nbs/data/111_codecs.ipynb #1f2a15a6
+# %% ../../nbs/data/111_codecs.ipynb #308087b4
 @dataclass
 class SentencepieceOptions(Options):
     "Options of SentencePiece."
@@ -99,7 +99,7 @@ class SentencepieceBPE(Codec):
         options: SentencepieceOptions,  # with the path of the model
     ):
         super().__init__(options)
-        self.library, self.processor = load_sentencepiece(
+        self.processor = load_sentencepiece(
             options.sentencepiece_model, '--bpe sentencepiece', '--sentencepiece-model')
 
     def encode(self, text: str) -> str:
@@ -108,7 +108,8 @@ class SentencepieceBPE(Codec):
     def sample(self, text: str, seed: int) -> str:
         if not self.options.sentencepiece_enable_sampling:
             return self.encode(text)
-        self.library.set_random_generator_seed(seed % 2 ** 32)
+        library = import_extra('sentencepiece', 'sentencepiece')
+        library.set_random_generator_seed(seed % 2 ** 32)
         alpha = self.options.sentencepiece_alpha
         return ' '.join(self.processor.encode(
             text, out_type=str, enable_sampling=True, nbest_size=-1,
@@ -117,12 +118,12 @@ class SentencepieceBPE(Codec):
     def decode(self, units: str) -> str: return post_process(units, 'sentencepiece')
     def is_beginning_of_word(self, unit: str) -> bool: return unit[0] in '\u2581<'
 
-# %% ../../nbs/data/111_codecs.ipynb #47e4dc49
+# %% ../../nbs/data/111_codecs.ipynb #529be691
 def load_sentencepiece(
     path: str | None,  # a model file
     codec: str,  # who needs it, for messages: '--bpe sentencepiece'
     flag: str,  # where the path is given
-) -> tuple[ModuleType, object]:  # the library, and the model
+) -> object:  # the model, a `SentencePieceProcessor`
     "A model of SentencePiece; errors when there is none, or another kind of file."
     if path is None:
         raise SeqlitError(f'{codec}: say where the model is, with {flag} FILE')
@@ -130,11 +131,11 @@ def load_sentencepiece(
         raise SeqlitError(f'{flag} {path}: no such file')
     library = import_extra('sentencepiece', 'sentencepiece')
     try:
-        return library, library.SentencePieceProcessor(model_file=str(path))
+        return library.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError):
         raise SeqlitError(f'{flag} {path}: not a model of SentencePiece') from None
 
-# %% ../../nbs/data/111_codecs.ipynb #67ea22f8
+# %% ../../nbs/data/111_codecs.ipynb #ccec66ac
 @dataclass
 class BytePieceOptions(Options):
     "Options of `byte_bpe`."
@@ -159,7 +160,7 @@ class BytePieceBPE(Codec):
         options: BytePieceOptions,  # with the path of the model
     ):
         super().__init__(options)
-        _, self.processor = load_sentencepiece(
+        self.processor = load_sentencepiece(
             options.sentencepiece_model_path, '--bpe byte_bpe',
             '--sentencepiece-model-path')
 

@@ -6,10 +6,12 @@
 __all__ = ['CountingIterator', 'GroupedIterator', 'shuffled', 'share', 'BatchPickler', 'pack', 'Batched', 'BatchList', 'unpacked',
            'EpochBatchIterator', 'place_in_epoch']
 
-# %% ../../nbs/data/170_iterator.ipynb #4e34e9ab
+# %% ../../nbs/data/170_iterator.ipynb #74a7a797
 import io
 import logging
 import pickle
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -254,7 +256,7 @@ def next_epoch(
     self.current = CountingIterator(self.made(mine), start, start + len(mine))
     return self.current
 
-# %% ../../nbs/data/170_iterator.ipynb #1b0c1cf3
+# %% ../../nbs/data/170_iterator.ipynb #d5e0a9d3
 @patch
 def made(
     self: EpochBatchIterator,
@@ -264,10 +266,13 @@ def made(
     if self.num_workers == 0 or not batches:
         return (self.dataset.batch(indices) for indices in batches)
     ahead = max(2, -(-self.buffer_size // self.num_workers))
-    return unpacked(torch.utils.data.DataLoader(
+    packed = iter(torch.utils.data.DataLoader(
         BatchList(self.dataset, batches), batch_size=None, collate_fn=bytes,
         num_workers=self.num_workers, prefetch_factor=ahead,
         generator=torch.Generator()))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return unpacked(packed)
 
 # %% ../../nbs/data/170_iterator.ipynb #1d67241b
 @patch(as_prop=True)

@@ -66,14 +66,14 @@ def choose_places(
     change -= np.bincount(ends, minlength=len(owner) + 1)
     return np.cumsum(change[:-1]) > 0
 
-# %% ../../nbs/data/157_masking.ipynb #45b70b06
+# %% ../../nbs/data/157_masking.ipynb #ffb7890b
 @dataclass
 class WordMarks:
     "Which symbols begin a word, and which want the next one in their word."
     begins: np.ndarray  # (V,) bool, True: may begin a word
     goes_on: np.ndarray  # (V,) bool, True: the token after it is of the same word
 
-
+# %% ../../nbs/data/157_masking.ipynb #23a7c865
 def find_word_marks(
     dictionary: Dictionary,  # its symbols show how words were split
 ) -> WordMarks:  # without any marks every token is a word
@@ -88,7 +88,7 @@ def find_word_marks(
     begins[:dictionary.nspecial] = True
     return WordMarks(begins, np.char.endswith(symbols, '@@'))
 
-
+# %% ../../nbs/data/157_masking.ipynb #cacabf0f
 def read_beginnings(
     path: str | Path,  # symbols that begin a word, one a line
     dictionary: Dictionary,  # errors name a symbol that it does not have
@@ -190,7 +190,7 @@ class TokenMasker:
                                              epoch)
         return read, np.where(is_chosen, flat, self.dictionary.pad())
 
-# %% ../../nbs/data/157_masking.ipynb #03d3694d
+# %% ../../nbs/data/157_masking.ipynb #fa9267ea
 @patch
 def choose(
     self: TokenMasker,
@@ -209,7 +209,7 @@ def choose(
     chance = uniform(self.seed, epoch, 3, np.repeat(rows, counts), unit)
     return np.repeat(chosen, in_unit), np.repeat(chance, in_unit)
 
-
+# %% ../../nbs/data/157_masking.ipynb #fd220be8
 @patch
 def random_tokens(
     self: TokenMasker,

@@ -115,7 +115,7 @@ class HuggingFaceByteBPE(Codec):
     def is_beginning_of_word(self, unit: str) -> bool:
         return self.decode(unit)[:1].isspace()
 
-# %% ../../nbs/data/112_pretrained.ipynb #ff416f33
+# %% ../../nbs/data/112_pretrained.ipynb #c428e695
 @dataclass
 class BertOptions(Options):
     "The vocabulary of BERT."
@@ -134,8 +134,11 @@ class BertBPE(Codec):
         super().__init__(options)
         path = needed_file(options.bpe_vocab_file, 'bert', '--bpe-vocab-file')
         library = import_extra('tokenizers', 'huggingface')
-        self.tokenizer = library.BertWordPieceTokenizer.from_file(
-            str(path), lowercase=not options.bpe_cased)
+        try:
+            self.tokenizer = library.BertWordPieceTokenizer.from_file(
+                str(path), lowercase=not options.bpe_cased)
+        except TypeError as error:
+            raise SeqlitError(f'{path}: not a vocabulary of BERT: {error}') from None
         self.joiner = library.decoders.WordPiece(prefix='##', cleanup=True)
 
     def encode(self, text: str) -> str:

@@ -68,7 +68,7 @@ class SentenceClassifier:
         (model,), task = load_models(str(path), given)
         return cls(model.to(device), task, tokenizer, bpe)
 
-# %% ../../nbs/hub/763_sentence_classifier.ipynb #48719558
+# %% ../../nbs/hub/763_sentence_classifier.ipynb #72afa8b3
 @patch
 def encode(
     self: SentenceClassifier,
@@ -79,7 +79,7 @@ def encode(
         text = text if codec is None else codec.encode(text)
     return self.task.source_dictionary.encode_line(text)
 
-
+# %% ../../nbs/hub/763_sentence_classifier.ipynb #a57c7f2b
 @patch
 @torch.no_grad()
 def scores(

@@ -429,14 +429,14 @@ class FConvModel(EncoderDecoderModel):
         "Turn lengths along another dimension, as old files have them."
         return upgrade_lengths(state)
 
-# %% ../../nbs/models/330_fconv.ipynb #88a4aed5
+# %% ../../nbs/models/330_fconv.ipynb #a7ed64a3
 def upgrade_lengths(
     state: dict[str, Tensor],  # from a checkpoint
 ) -> dict[str, Tensor]:  # with one length for each output of a convolution
     "Bring convolutions of old files to today's layout."
     for name in [name for name in state if name.endswith('.weight_g')]:
-        g, v = state[name], state[name[:-1] + 'v']
-        if v.dim() == 3 and g.shape[2] != v.shape[2]:
+        g, v = state[name], state.get(name[:-1] + 'v')
+        if v is not None and v.dim() == 3 and g.shape[2] != v.shape[2]:
             weight = normed(v, g)
             state[name] = weight.norm(dim=(0, 1), keepdim=True)
             state[name[:-1] + 'v'] = weight

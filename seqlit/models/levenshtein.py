@@ -6,10 +6,11 @@
 __all__ = ['common_lengths', 'Edits', 'find_edits', 'delete_words', 'insert_holes', 'LevenshteinOptions', 'LevenshteinDecoder',
            'LevenshteinTransformerModel']
 
-# %% ../../nbs/models/385_levenshtein.ipynb #8ba6ba0d
+# %% ../../nbs/models/385_levenshtein.ipynb #93e9c46c
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,7 +200,7 @@ def word_scores(
     x, _ = self.extract_features(tokens, source, layers=self.used(None, 2))
     return self.output_layer(x)
 
-# %% ../../nbs/models/385_levenshtein.ipynb #63550d3a
+# %% ../../nbs/models/385_levenshtein.ipynb #3bcd2094
 @register_model('levenshtein_transformer', LevenshteinOptions)
 class LevenshteinTransformerModel(RefiningModel):
     "Writes by deleting and inserting (Gu et al., 2019)."
@@ -212,6 +213,7 @@ class LevenshteinTransformerModel(RefiningModel):
         src_lengths: Tensor | None,  # (B,) int64
         prev_output_tokens: Tensor,  # (B, T') int64, targets that lost words
         tgt_tokens: Tensor | None = None,  # (B, T) int64, the targets
+        **asked: Any,  # what other criterions ask for; they are refused
     ) -> dict[str, Prediction]:  # 'mask_ins', 'word_ins' and 'word_del'
         "What is to be judged."
         self.check_training(prev_output_tokens, tgt_tokens, same_width=False)

@@ -5,23 +5,28 @@
 # %% auto #0
 __all__ = ['LightConvLMOptions', 'LightConvLanguageModel']
 
-# %% ../../nbs/models/342_lightconv_lm.ipynb #b2c8cd36
+# %% ../../nbs/models/342_lightconv_lm.ipynb #bd949465
 from dataclasses import dataclass
 from typing import Any
 
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..base.config import option
 from .language_model import (
     TransformerLanguageModel, TransformerLMOptions, check_bands, embed_words)
 from .lightconv import (
     AdaptiveLightConvDecoder, ConvOptions, LightConvDecoder, lift_kernels)
 from .model import register_architecture, register_model
 
-# %% ../../nbs/models/342_lightconv_lm.ipynb #69e7f97d
+# %% ../../nbs/models/342_lightconv_lm.ipynb #f9acf867
 @dataclass
 class LightConvLMOptions(ConvOptions, TransformerLMOptions):
     "Options of light language models; names and defaults as in fairseq."
+    decoder_input_dim: int | None = option(
+        None, 'width of its embeddings; --decoder-embed-dim unless given')
+    decoder_output_dim: int | None = option(
+        None, 'width before the output matrix; --decoder-embed-dim unless given')
 
     def __post_init__(self):
         super().__post_init__()

@@ -134,7 +134,7 @@ class ClassificationHead(nn.Module):
         x = self.activation(self.dense(self.dropout(features[:, 0])))
         return self.out_proj(self.dropout(x))
 
-# %% ../../nbs/models/350_masked.ipynb #7a43c1c5
+# %% ../../nbs/models/350_masked.ipynb #e14ba5dd
 class RobertaEncoder(nn.Module):
     "The Transformer's encoder and the head that guesses."
 
@@ -152,7 +152,7 @@ class RobertaEncoder(nn.Module):
         self.lm_head = MaskedLMHead(width, options.activation_fn,
                                     untied if options.untie_weights_roberta else tied)
 
-
+# %% ../../nbs/models/350_masked.ipynb #b0142722
 @torch.no_grad()
 def init_bert_params(
     module: nn.Module,  # any part of a model
@@ -204,7 +204,7 @@ class RobertaModel(BaseModel):
         "The longest text in tokens."
         return (self.encoder.sentence_encoder.max_positions(),)
 
-# %% ../../nbs/models/350_masked.ipynb #d5d7401a
+# %% ../../nbs/models/350_masked.ipynb #74c6f453
 @patch(cls_method=True)
 def build_model(
     cls: RobertaModel,
@@ -216,7 +216,7 @@ def build_model(
         options.max_positions = longest_input(task.max_positions())
     return cls(options, RobertaEncoder(options, task.source_dictionary))
 
-
+# %% ../../nbs/models/350_masked.ipynb #a8380f50
 def longest_input(
     limit: tuple[int, ...] | int | None,  # of a task
 ) -> int:  # of a single text
@@ -224,7 +224,7 @@ def longest_input(
     limit = limit[0] if isinstance(limit, tuple) else limit
     return limit or 512
 
-
+# %% ../../nbs/models/350_masked.ipynb #08053f26
 @patch
 def extract_features(
     self: RobertaModel,
@@ -233,7 +233,7 @@ def extract_features(
     "One vector a token."
     return self(src_tokens, features_only=True)[0]
 
-
+# %% ../../nbs/models/350_masked.ipynb #df881add
 @patch
 def get_normalized_probs(
     self: RobertaModel,
@@ -245,7 +245,7 @@ def get_normalized_probs(
     scores = net_output[0].float()
     return scores.log_softmax(-1) if log_probs else scores.softmax(-1)
 
-# %% ../../nbs/models/350_masked.ipynb #e9233d80
+# %% ../../nbs/models/350_masked.ipynb #366bce5b
 @patch
 def register_classification_head(
     self: RobertaModel,
@@ -262,7 +262,7 @@ def register_classification_head(
         logger.warning("classification head '%s' starts anew", name)
     self.classification_heads[name] = head.to(next(self.parameters()))
 
-
+# %% ../../nbs/models/350_masked.ipynb #1b1fa52f
 @patch
 def head(
     self: RobertaModel,

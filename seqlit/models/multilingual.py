@@ -21,7 +21,7 @@ from seqlit.models.transformer import (
     TransformerDecoder, TransformerEncoder, TransformerModel, TransformerOptions,
     make_embedding)
 
-# %% ../../nbs/models/345_multilingual.ipynb #6d6aba5a
+# %% ../../nbs/models/345_multilingual.ipynb #3d8563c0
 @dataclass
 class MultilingualOptions(TransformerOptions):
     "Options of the multilingual Transformer: what its pairs have in common."
@@ -36,6 +36,12 @@ class MultilingualOptions(TransformerOptions):
         super().__post_init__()
         self.share_encoder_embeddings |= self.share_encoders
         self.share_decoder_embeddings |= self.share_decoders
+        self.share_decoder_input_output_embed |= self.share_all_embeddings
+        if self.share_all_embeddings and self.encoder_embed_dim != (
+                self.decoder_input_dim):
+            raise SeqlitError('--share-all-embeddings needs halves of one width, but '
+                              f'they have {self.encoder_embed_dim} and '
+                              f'{self.decoder_input_dim}')
 
 
 def check_one_dictionary(
@@ -118,7 +124,7 @@ def decoder(
             self.embedding('decoder', language))
     return self.decoders[key]
 
-# %% ../../nbs/models/345_multilingual.ipynb #b795b68c
+# %% ../../nbs/models/345_multilingual.ipynb #7c6879df
 @register_model('multilingual_transformer', MultilingualOptions)
 class MultilingualTransformerModel(BaseModel):
     "A Transformer for each pair of languages, with common parts."
@@ -140,14 +146,8 @@ class MultilingualTransformerModel(BaseModel):
     ) -> 'MultilingualTransformerModel':  # freshly initialised
         "Make all halves and put them together."
         if 'dicts' not in vars(task):
-            raise SeqlitError('this model has a part for each pair of languages and '
-                              'needs --task multilingual_translation')
-        if options.share_all_embeddings:
-            options.share_decoder_input_output_embed = True
-            if options.encoder_embed_dim != options.decoder_input_dim:
-                raise SeqlitError('--share-all-embeddings needs halves of one width, '
-                                  f'but they have {options.encoder_embed_dim} and '
-                                  f'{options.decoder_input_dim}')
+            raise SeqlitError('a model with a part for each pair of languages needs '
+                              '--task multilingual_translation')
         halves, models = Halves(options, task.dicts, task.lang_pairs), {}
         for pair in task.lang_pairs:
             source, target = pair.split('-')

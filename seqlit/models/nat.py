@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NATOptions', 'NATDecoder', 'spread', 'NATransformerModel', 'doubtful', 'CMLMTransformerModel']
 
-# %% ../../nbs/models/380_nat.ipynb #f8f76530
+# %% ../../nbs/models/380_nat.ipynb #3e04c90e
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from fastcore.basics import patch
@@ -77,7 +78,7 @@ def spread(
     first = reads.long().argmax(1, keepdim=True)
     return (first + places.round().long()).clamp(max=reads.size(1) - 1)
 
-# %% ../../nbs/models/380_nat.ipynb #4cc49c08
+# %% ../../nbs/models/380_nat.ipynb #013001fa
 @register_model('nonautoregressive_transformer', NATOptions)
 class NATransformerModel(RefiningModel):
     "Writes all words in one pass (Gu et al., 2018)."
@@ -89,6 +90,7 @@ class NATransformerModel(RefiningModel):
         src_lengths: Tensor | None,  # (B,) int64
         prev_output_tokens: Tensor,  # (B, T) int64, targets with holes
         tgt_tokens: Tensor | None = None,  # (B, T) int64, the targets
+        **asked: Any,  # what other criterions ask for; they are refused
     ) -> dict[str, Prediction]:  # 'word_ins' and 'length'
         "What is to be judged."
         self.check_training(prev_output_tokens, tgt_tokens)

@@ -104,7 +104,7 @@ class StackOptions(Options):
         super().__post_init__()
         self.activation_dropout = self.activation_dropout or self.relu_dropout
 
-# %% ../../nbs/models/310_transformer.ipynb #22a719b1
+# %% ../../nbs/models/310_transformer.ipynb #538d76e4
 @dataclass
 class TransformerOptions(DecoderOptions, EncoderOptions, StackOptions):
     "Options of the Transformer; names and defaults as in fairseq."
@@ -113,6 +113,7 @@ class TransformerOptions(DecoderOptions, EncoderOptions, StackOptions):
         False, 'one embedding for source, target and output; needs a joint dictionary')
     merge_src_tgt_embed: bool = option(
         False, 'one embedding for source, target and output, with two dictionaries')
+    export: bool = option(False, 'accepted for old scripts: changes nothing')
 
     def __post_init__(self):
         super().__post_init__()

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['RankingTaskOptions', 'CandidateDataset', 'SentenceRankingTask']
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #fa6a7951
-import os
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #d9722bbd
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..data.blocks import ShortenedDataset
 from ..data.datasets import SequenceDataset, TokenRows
 from ..data.dictionary import Dictionary
 from ..models.model import BaseModel
-from .masked_lm import load_plain_dictionary, load_text
+from .language_modeling import load_plain_dictionary, load_text
 from .sentence_prediction import (
     JoinedRows, SentenceDataset, SentencePredictionTask, read_numbers)
 from .task import Task, register_task
@@ -92,7 +91,7 @@ def ordered_indices(
     "A random order, or the order as it is."
     return self.parts[0].ordered_indices()
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #2b3a4d3f
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #723aa9ea
 @register_task('sentence_ranking', RankingTaskOptions)
 class SentenceRankingTask(Task):
     "Choose the best of several candidates."
@@ -115,7 +114,7 @@ class SentenceRankingTask(Task):
         if options.data is None:
             raise SeqlitError('no data folder given; it is the first argument, the '
                               'folder with input0, input1 ... and label')
-        folder, count = Path(options.data.split(os.pathsep)[0]), 0
+        folder, count = Path(options.data), 0
         while (folder / f'input{count + 1}').is_dir():
             count += 1
         options.num_classes = count if options.num_classes < 1 else options.num_classes
@@ -124,7 +123,7 @@ class SentenceRankingTask(Task):
                               f'choice needs {max(options.num_classes, 2)}')
         return cls(options, load_plain_dictionary(folder / 'input0'))
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #8017ae3a
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #d0a22901
 @patch
 def load_dataset(
     self: SentenceRankingTask,
@@ -134,8 +133,9 @@ def load_dataset(
 ) -> CandidateDataset:  # also kept in `self.datasets`
     "Load one split."
     o, words, folder = self.options, self.source_dictionary, Path(self.options.data)
-    context, *candidates = [load_text(folder / f'input{n}', split, words, combine)
-                            for n in range(o.num_classes + 1)]
+    context, *candidates = [
+        load_text(folder / f'input{n}', split, words, combine=combine)
+        for n in range(o.num_classes + 1)]
     first, sets = [o.init_token, o.separator_token], []
     chosen = o.shorten_data_split_list.split(',') if o.shorten_data_split_list \
         else [split]

@@ -224,7 +224,7 @@ class TextTranslationTask(TranslationTask):
         task.splitters = splitters
         return task
 
-# %% ../../nbs/tasks/615_text_translation.ipynb #06e9f192
+# %% ../../nbs/tasks/615_text_translation.ipynb #df8e77fb
 @patch
 def rows(
     self: TextTranslationTask,
@@ -241,6 +241,14 @@ def rows(
         self.splitters[0 if is_source else 1],
         sampled=split == 'train' and o.sample_subwords in (side, 'both'),
         seed=o.seed, longest=limit - o.prepend_bos, workers=o.text_workers)
+
+@patch
+def has_sharded_data(
+    self: TextTranslationTask,
+    split: str,  # 'train' ...
+) -> bool:  # always False: a split is one file a side
+    "Whether each epoch has data of its own."
+    return False
 
 # %% ../../nbs/tasks/615_text_translation.ipynb #6ad6ceff
 @patch

@@ -6,13 +6,14 @@
 __all__ = ['logger', 'REASONS', 'LOG_FORMATS', 'as_text', 'Logger', 'JsonLogger', 'SimpleLogger', 'TqdmLogger', 'make_logger',
            'set_up_logging', 'follow']
 
-# %% ../../nbs/train/570_loggers.ipynb #466a5211
+# %% ../../nbs/train/570_loggers.ipynb #ced921fc
 import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import IO
 
 from fastcore.basics import patch
 from tqdm import tqdm
@@ -212,7 +213,7 @@ def say(
     with tqdm.external_write_mode(file=sys.stdout):
         Logger.say(self, text, level, tag)
 
-# %% ../../nbs/train/570_loggers.ipynb #c29080d1
+# %% ../../nbs/train/570_loggers.ipynb #535f738e
 LOG_FORMATS = {'none': Logger, 'json': JsonLogger, 'simple': SimpleLogger,
                'tqdm': TqdmLogger}
 
@@ -229,9 +230,10 @@ def make_logger(
 
 def set_up_logging(
     options: CommonOptions,  # --log-file
+    stream: IO | None = None,  # where to write; None: standard output
 ):
-    "Send log lines to standard output, and to a file if so asked; for commands."
-    handlers = [logging.StreamHandler(sys.stdout)]
+    "Send log lines to a stream, and to a file if so asked; for commands."
+    handlers = [logging.StreamHandler(sys.stdout if stream is None else stream)]
     if options.log_file is not None:
         handlers.append(logging.FileHandler(options.log_file, encoding='utf-8'))
     logging.basicConfig(

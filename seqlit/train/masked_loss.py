@@ -16,7 +16,7 @@ from ..models.model import BaseModel
 from .criterions import (
     Criterion, Derived, Scalar, perplexity, register_criterion)
 
-# %% ../../nbs/train/503_masked_loss.ipynb #31f8c103
+# %% ../../nbs/train/503_masked_loss.ipynb #d9e5c0a2
 def log_sums(
     logs: list[dict],  # what `forward` gave for each batch
     *keys: str,  # 'loss', 'sample_size' ...
@@ -24,7 +24,7 @@ def log_sums(
     "Entries of several batches, added up."
     return [float(sum(log.get(key, 0) for log in logs)) for key in keys]
 
-
+# %% ../../nbs/train/503_masked_loss.ipynb #16d5b731
 @register_criterion('masked_lm', Options)
 class MaskedLMCriterion(Criterion):
     "Cross-entropy of the hidden tokens."

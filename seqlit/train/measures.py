@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../../nbs/train/501_measures.ipynb #5f32c7ac
+# %% ../../nbs/train/501_measures.ipynb #7dcdc797
 def pearson(
     x: Tensor,  # (N,) numbers
     y: Tensor,  # (N,) numbers
@@ -22,7 +22,7 @@ def pearson(
     both = (x * x).sum() * (y * y).sum()
     return float((x * y).sum() / both.sqrt()) if both > 0 else math.nan
 
-
+# %% ../../nbs/train/501_measures.ipynb #23ccf3ce
 def ranks(
     x: Tensor,  # (N,) numbers
 ) -> Tensor:  # (N,) float64, from 0; equal numbers share the mean of their ranks
@@ -31,7 +31,7 @@ def ranks(
     last = count.cumsum(0).double()
     return (last - (count - 1) / 2 - 1)[place]
 
-
+# %% ../../nbs/train/501_measures.ipynb #f4998a6d
 def spearman(
     x: Tensor,  # (N,) numbers
     y: Tensor,  # (N,) numbers
@@ -65,18 +65,18 @@ def matthews(
     both = (x * x).sum() * (y * y).sum()
     return float((x * y).sum() / both.sqrt()) if both > 0 else 0.
 
-# %% ../../nbs/train/501_measures.ipynb #81e136c3
-class Pool:
+# %% ../../nbs/train/501_measures.ipynb #5d71bd7a
+class Pool(int):
     "Answers and truth that a meter gathers where it would average numbers."
+    answers: Tensor  # (N,) classes or numbers
+    truth: Tensor  # (N,) the same kind
+    positive: int | None  # the class whose F1 is meant; None: all
 
-    def __init__(
-        self,
-        answers: Tensor,  # (N,) classes or numbers
-        truth: Tensor,  # (N,) the same kind
-        positive: int | None = 1,  # the class whose F1 is meant; None: all
-    ):
+    def __new__(cls, answers: Tensor, truth: Tensor, positive: int | None = 1):
+        self = super().__new__(cls, len(truth))
         self.answers, self.truth = answers.cpu(), truth.cpu()
         self.positive = positive
+        return self
 
     def __add__(self, other: 'Pool') -> 'Pool':
         return Pool(torch.cat([self.answers, other.answers]),
@@ -85,4 +85,4 @@ class Pool:
     def __radd__(self, start: int) -> 'Pool': return self
     def __mul__(self, weight: float) -> 'Pool': return self
     def __truediv__(self, weight: float) -> 'Pool': return self
-    def __str__(self) -> str: return str(len(self.truth))
+    def __reduce__(self): return Pool, (self.answers, self.truth, self.positive)

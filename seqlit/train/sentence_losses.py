@@ -72,7 +72,7 @@ def number_loss(
     answers = scores.float().view(-1)
     return F.mse_loss(answers, target.float(), reduction='sum'), answers.detach()
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #3edb7b88
+# %% ../../nbs/train/504_sentence_losses.ipynb #c3c696ed
 REPORTS: dict[str, dict[str, Callable[[Pool], float]]] = {
     'report_mcc': {'mcc': lambda p: matthews(p.answers, p.truth)},
     'report_acc_and_f1': {
@@ -85,7 +85,7 @@ REPORTS: dict[str, dict[str, Callable[[Pool], float]]] = {
         'pearson_and_spearman': lambda p: pearson(p.answers, p.truth) / 2
         + spearman(p.answers, p.truth) / 2}}
 
-
+# %% ../../nbs/train/504_sentence_losses.ipynb #5960c7bd
 def sentence_metrics(
     logging_outputs: list[dict],  # what a criterion gave for each batch
 ) -> dict[str, Scalar | Derived]:  # what to log
@@ -104,14 +104,14 @@ def sentence_metrics(
                     for name, measure in REPORTS[report].items()}
     return entries
 
-
+# %% ../../nbs/train/504_sentence_losses.ipynb #4f81d872
 def _percent(
     measure: Callable[[Pool], float],  # one of REPORTS
 ) -> Callable[[Pool], float]:  # times 100, with one digit
     "A measure as fairseq shows it."
     return lambda pool: round(100 * measure(pool), 1)
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #722c624f
+# %% ../../nbs/train/504_sentence_losses.ipynb #c169a460
 def positive_class(
     labels: Dictionary,  # of the labels
 ) -> int | None:  # of two classes the second, by name; None: there are not two
@@ -120,7 +120,7 @@ def positive_class(
     names = [name for name, n in numbered if n > 0][labels.nspecial:]
     return labels.index(max(names)) - labels.nspecial if len(names) == 2 else None
 
-
+# %% ../../nbs/train/504_sentence_losses.ipynb #8a1c78df
 @register_criterion('sentence_prediction', SentencePredictionOptions)
 class SentencePredictionCriterion(Criterion):
     "Cross-entropy of classes, or the squared error of numbers."
@@ -150,7 +150,7 @@ class SentencePredictionCriterion(Criterion):
             log |= {'judged': Pool(answers, target, self.positive), 'reports': reports}
         return loss, len(target), log
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #66064785
+# %% ../../nbs/train/504_sentence_losses.ipynb #55f76c75
 @dataclass
 class SentenceRankingOptions(Options):
     "Options of `sentence_ranking`; names and defaults as in fairseq."
@@ -159,7 +159,7 @@ class SentenceRankingOptions(Options):
     ranking_head_name: str = option(
         'sentence_classification_head', 'the head that gives the scores')
 
-
+# %% ../../nbs/train/504_sentence_losses.ipynb #aa866255
 @register_criterion('sentence_ranking', SentenceRankingOptions)
 class SentenceRankingCriterion(Criterion):
     "Cross-entropy of the right candidate."

@@ -476,7 +476,7 @@ def stop(
     "Ask for an end after the current update, with a checkpoint."
     self.asked = reason
 
-# %% ../../nbs/train/560_trainer.ipynb #b30bb4c1
+# %% ../../nbs/train/560_trainer.ipynb #69bb3269
 SIGNALS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 
 
@@ -492,8 +492,8 @@ def interruptible(
     process = os.getpid()
 
     def ask(number, frame):
-        if os.getpid() != process:  # one that reads ahead: Ctrl-C is not for it
-            return os._exit(1) if number == signal.SIGTERM else None
+        if os.getpid() != process:  # one that reads ahead: the trainer will end it
+            return
         if self.asked == SIGNALS[number]:
             raise KeyboardInterrupt
         logger.warning('stopping after this update; once more stops at once')
