@@ -21,7 +21,7 @@ class SourceDist(sdist):
         for name in ['settings.ini', 'constraints.txt', 'CHANGELOG.md', '_quarto.yml', '.pytest.ini']:
             self.filelist.include(name)
         for folder, kinds in {
-            'nbs': ['ipynb', 'yml', 'css', 'svg', 'woff', 'txt'],
+            'nbs': ['ipynb', 'yml', 'css', 'svg', 'woff', 'txt', 'py'],
             'tests': ['py'],
             'tools': ['py'],
         }.items():

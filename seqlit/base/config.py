@@ -38,7 +38,7 @@ def option(
         return field(default_factory=lambda: list(default), metadata=meta)
     return field(default=default, metadata=meta)
 
-# %% ../../nbs/base/020_config.ipynb #2ac71d2f
+# %% ../../nbs/base/020_config.ipynb #007b75cb
 def read_value(
     value: object,  # text from a command line, or an object
     kind: object,  # the annotation: int, `float | None`, list[int] ...
@@ -54,7 +54,8 @@ def read_value(
             return read_list(value, typing.get_args(kind)[0])
         if kind is bool and not isinstance(value, bool):
             raise ValueError
-        if kind is int and (isinstance(value, bool) or int(value) != float(value)):
+        if kind is int and (isinstance(value, bool) or isinstance(value, float)
+                            and not value.is_integer()):
             raise ValueError
         if kind in (int, float, str) and value is not None:
             return kind(value)

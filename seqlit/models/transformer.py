@@ -461,7 +461,7 @@ def keep_layers(
         chosen[name] = x
     return chosen
 
-# %% ../../nbs/models/310_transformer.ipynb #5a559e19
+# %% ../../nbs/models/310_transformer.ipynb #d6c981d6
 def upgrade_half(
     state: dict[str, Tensor],  # from a checkpoint, of fairseq's too
     half: str,  # 'encoder' or 'decoder'
@@ -478,7 +478,8 @@ def upgrade_half(
     if half == 'decoder' and o.adaptive_softmax_cutoff is not None:
         state.pop(last, None)
     elif half == 'decoder' and o.share_decoder_input_output_embed:
-        state.setdefault(last, state.get('decoder.embed_tokens.weight'))
+        if 'decoder.embed_tokens.weight' in state:
+            state.setdefault(last, state['decoder.embed_tokens.weight'])
     return state
 
 

@@ -79,7 +79,7 @@ def times(
     "x times the transpose of a weight."
     return find_kernel()(x, weight, None, 'none', [], '')
 
-# %% ../../nbs/nn/180_products.ipynb #64684814
+# %% ../../nbs/nn/180_products.ipynb #81baa2ff
 def product(
     x: Tensor,  # (..., D)
     weight: Tensor,  # (V, D)
@@ -88,6 +88,7 @@ def product(
 ) -> Tensor:  # (..., V)
     "`F.linear`, by the faster library."
     is_plain = (x.is_cpu and x.dtype == weight.dtype == torch.float32
+                and weight.is_contiguous()
                 and weight.numel() * (x.numel() // weight.size(1)) >= least
                 and not torch.compiler.is_compiling()
                 and not torch.is_autocast_enabled('cpu'))
