@@ -22,7 +22,8 @@ FOLLOWS = {'--decoder-embed-dim', '--decoder-ffn-embed-dim', '--decoder-output-d
 def declared(command, chosen: str = '') -> dict[str, object]:
     "Every spelling of every flag of a command, with its default; the components that `chosen` speaks of come first."
     found = {}
-    components = sorted(((slot, name) for slot in command.slots for name in slot.registry), key=lambda pair: f'`{pair[1]}`' not in chosen)
+    words = re.findall(r'[\w]+', chosen)
+    components = sorted(((slot, name) for slot in command.slots for name in slot.registry), key=lambda pair: pair[1] not in words)
     for group in [*(options_of(slot.settings(name)[0]) for slot, name in components), *command.groups.values()]:
         for f in fields(group):
             for spelling in (flag_of(f.name), *f.metadata['flags']):

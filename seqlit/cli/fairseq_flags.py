@@ -16,15 +16,12 @@ def add_topic(
     "Add a topic to FAIRSEQ_FLAGS."
     FAIRSEQ_FLAGS[topic] = frozenset('--' + name for name in names.split())
 
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #7e98ec92
+# %% ../../nbs/cli/780_fairseq_flags.ipynb #d42bc8bd
 add_topic('every command', '''
-    aim-repo aim-run-hash tensorboard-logdir wandb-project azureml-logging tpu bf16
-    memory-efficient-bf16 fp16 memory-efficient-fp16 fp16-no-flatten-grads
-    fp16-init-scale fp16-scale-window fp16-scale-tolerance on-cpu-convert-precision
-    min-loss-scale threshold-loss-scale amp amp-batch-retries amp-init-scale
-    amp-scale-window all-gather-list-size model-parallel-size
-    quantization-config-path profile reset-logging suppress-crashes use-plasma-view
-    plasma-path''')
+    aim-repo aim-run-hash tensorboard-logdir wandb-project azureml-logging tpu fp16
+    fp16-no-flatten-grads on-cpu-convert-precision amp-batch-retries
+    all-gather-list-size model-parallel-size quantization-config-path profile
+    reset-logging suppress-crashes use-plasma-view plasma-path''')
 add_topic('data loading', '''
     grouped-shuffling update-epoch-batch-itr update-ordered-indices-seed''')
 add_topic('several processes', '''
@@ -43,138 +40,38 @@ add_topic('optimization', '''
 add_topic('checkpoints', '''
     checkpoint-shard-count load-checkpoint-on-all-dp-ranks
     write-checkpoints-asynchronously save-async''')
-add_topic('averaged weights', '''
-    store-ema ema-decay ema-start-update ema-seed-model ema-update-freq ema-fp32''')
-
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #56952d3f
 add_topic('generation', '''
-    beam-mt max-len-a-mt max-len-b-mt lenpen-mt replace-unk sampling sampling-topk
-    sampling-topp constraints diverse-beam-groups diverse-beam-strength print-step
-    lm-path lm-weight iter-decode-eos-penalty iter-decode-max-iter
-    iter-decode-force-max-iter iter-decode-with-beam
-    iter-decode-with-external-reranker retain-iter-history decoding-format
-    no-seed-provided eos-token''')
-add_topic('language model evaluation', '''
-    output-word-probs output-word-stats context-window softmax-batch''')
+    beam-mt max-len-a-mt max-len-b-mt lenpen-mt decoding-format no-seed-provided
+    eos-token''')
 add_topic('task translation', '''
-    load-alignments eval-bleu eval-bleu-args eval-bleu-detok eval-bleu-detok-args
+    eval-bleu eval-bleu-args eval-bleu-detok eval-bleu-detok-args
     eval-tokenized-bleu eval-bleu-remove-bpe eval-bleu-print-samples''')
-add_topic('task language_modeling', '''
-    sample-break-mode tokens-per-sample output-dictionary-size self-target
-    future-target past-target add-bos-token shorten-method shorten-data-split-list
-    pad-to-fixed-length pad-to-fixed-bsz''')
 add_topic('task sentence_prediction', '''
-    num-classes init-token separator-token no-shuffle add-prev-output-tokens
-    max-positions d2v2-multi''')
-add_topic('task masked_lm', '''
-    mask-prob leave-unmasked-prob random-token-prob freq-weighted-replacement
-    mask-whole-words mask-multiple-length mask-stdev include-target-tokens
-    include-index skip-masking''')
-add_topic('task denoising', '''
-    replace-length mask mask-random insert permute rotate poisson-lambda
-    shuffle-instance mask-length permute-sentences''')
-add_topic('task multilingual_translation', '''
-    lang-pairs encoder-langtok decoder-langtok''')
-add_topic('task translation_multi_simple_epoch', '''
-    keep-inference-langtok sampling-method sampling-temperature langs lang-dict
-    source-dict target-dict lang-tok-style lang-tok-replacing-bos-eos
-    enable-lang-ids enable-reservsed-directions-shared-datasets extra-data
-    extra-lang-pairs fixed-dictionary langtoks-specs langtoks
-    sampling-weights-from-file sampling-weights virtual-epoch-size virtual-data-size''')
+    d2v2-multi''')
 
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #53d600f1
-add_topic('task translation_from_pretrained_bart', '''
-    prepend-bos''')
-add_topic('task translation_lev', '''
-    noise''')
+# %% ../../nbs/cli/780_fairseq_flags.ipynb #62a6417d
 add_topic('model transformer', '''
-    adaptive-input encoder-xformers-att-config decoder-xformers-att-config
-    adaptive-softmax-cutoff adaptive-softmax-dropout adaptive-softmax-factor
-    tie-adaptive-weights tie-adaptive-proj cross-self-attention quant-noise-pq
-    quant-noise-pq-block-size quant-noise-scalar min-params-to-wrap char-inputs
-    base-layers base-sublayers base-shuffle export''')
-add_topic('model lstm', '''
-    encoder-freeze-embed encoder-hidden-size encoder-bidirectional
-    decoder-freeze-embed decoder-hidden-size decoder-out-embed-dim decoder-attention
-    encoder-dropout-in encoder-dropout-out decoder-dropout-in decoder-dropout-out''')
-add_topic('model fconv', '''
-    share-input-output-embed''')
+    encoder-xformers-att-config decoder-xformers-att-config cross-self-attention
+    quant-noise-pq quant-noise-pq-block-size quant-noise-scalar min-params-to-wrap
+    char-inputs base-layers base-sublayers base-shuffle''')
 add_topic('model transformer_lm', '''
     character-embeddings character-filters character-embedding-dim
-    char-embedder-highway-layers adaptive-input-factor adaptive-input-cutoff
-    scale-fc scale-attn scale-heads scale-resids''')
-add_topic('model lstm_lm', '''
-    residuals''')
-add_topic('optimizer adadelta', '''
-    adadelta-rho adadelta-eps wd anneal-eps''')
-add_topic('optimizer adafactor', '''
-    adafactor-eps clip-threshold decay-rate beta1 scale-parameter relative-step
-    warmup-init''')
+    char-embedder-highway-layers''')
 add_topic('optimizer adam', '''
     fp16-adam-stats''')
-add_topic('optimizer adamax', '''
-    adamax-betas adamax-eps no-bias-correction''')
 add_topic('optimizer composite', '''
     groups dynamic-groups''')
-
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #7302dd58
-add_topic('optimizer lamb', '''
-    lamb-betas lamb-eps''')
-add_topic('optimizer nag', '''
-    momentum''')
-add_topic('learning rate scheduler cosine', '''
-    min-lr t-mult lr-period-updates''')
-add_topic('learning rate scheduler manual', '''
-    epoch2lr update2lr''')
-add_topic('learning rate scheduler polynomial_decay', '''
-    end-learning-rate power total-num-update''')
-add_topic('learning rate scheduler reduce_lr_on_plateau', '''
-    lr-threshold lr-patience''')
-add_topic('learning rate scheduler step', '''
-    lr-deacy-period lr-decay''')
-add_topic('learning rate scheduler tri_stage', '''
-    warmup-steps hold-steps decay-steps phase-ratio init-lr-scale final-lr-scale''')
-add_topic('learning rate scheduler triangular', '''
-    max-lr shrink-min''')
-add_topic('criterion composite_loss', '''
-    underlying-criterion''')
 add_topic('criterion ctc', '''
-    zero-infinity wer-kenlm-model wer-lexicon wer-lm-weight wer-word-score
-    wer-sil-weight wer-args''')
+    wer-kenlm-model wer-lexicon wer-lm-weight wer-word-score wer-sil-weight wer-args''')
 add_topic('speech', '''
     ctc-weight pred-masked-weight pred-nomask-weight loss-weights log-keys
     latency-avg-weight latency-var-weight latency-avg-type latency-var-type
     latency-gather-method latency-update-after main-and-cross-weights
     general-unit-loss-weight edge-unit-loss-weight duration-loss-weight
     bce-pos-weight use-guided-attention-loss guided-attention-loss-sigma infonce''')
-add_topic('criterion label_smoothed_cross_entropy_with_alignment', '''
-    alignment-lambda''')
-add_topic('criterion label_smoothed_cross_entropy_with_rdrop', '''
-    rdrop-alpha''')
-
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #1fa5299d
 add_topic('criterion legacy_masked_lm_loss', '''
     masked-lm-only nsp-loss-weight''')
 add_topic('criterion model', '''
     can-sum''')
-add_topic('criterion sentence_prediction', '''
-    classification-head-name regression-target report-mcc report-acc-and-f1
-    report-pearson-and-spearman''')
-add_topic('criterion sentence_ranking', '''
-    save-predictions ranking-head-name''')
 add_topic('scorer bert_score', '''
     bert-score-lang''')
-add_topic('scorer wer', '''
-    wer-tokenizer wer-remove-punct wer-char-level wer-lowercase''')
-add_topic('tokenizer moses', '''
-    moses-no-dash-splits moses-no-escape''')
-add_topic('BPE bert', '''
-    bpe-cased bpe-vocab-file''')
-add_topic('BPE byte_bpe', '''
-    sentencepiece-model-path''')
-add_topic('BPE gpt2', '''
-    gpt2-encoder-json gpt2-vocab-bpe''')
-add_topic('BPE hf_byte_bpe', '''
-    bpe-merges bpe-vocab bpe-add-prefix-space''')
-add_topic('BPE sentencepiece', '''
-    sentencepiece-model sentencepiece-enable-sampling sentencepiece-alpha''')

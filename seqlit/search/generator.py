@@ -313,7 +313,7 @@ def strategy_for(
                           f'{type(strategy).__name__}, which cannot heed them')
     return strategy
 
-# %% ../../nbs/search/420_generator.ipynb #10206edc
+# %% ../../nbs/search/420_generator.ipynb #d0e707ff
 @patch
 @torch.inference_mode()
 def search(
@@ -324,12 +324,12 @@ def search(
     "Search for the outputs of a batch."
     source, asked = sample['net_input']['src_tokens'], self.options
     pad, eos = self.dictionary.pad(), self.dictionary.eos()
-    lengths, strategy = (source != pad).sum(1), self.strategy_for(
-        sample.get('constraints'))
+    strategy = self.strategy_for(sample.get('constraints'))
+    tree, lengths = SearchTree(len(source), pad), (source != pad).sum(1)
     writers, adviser = self.writers(sample['net_input'])
     rules = Rules(asked, self.dictionary, self.limits(source), prefix_tokens, lengths)
     frontier = Frontier(len(source), self.beam, eos, source.device)
-    tree, numbers = SearchTree(len(source), pad), sample.get('id', frontier.sentences)
+    numbers = sample.get('id', frontier.sentences).to(source.device)
     strategy.begin(lengths, numbers)
     for step in range(rules.highest + 1):
         log_probs = averaged(writers, frontier.tokens, adviser, asked.lm_weight)

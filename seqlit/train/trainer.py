@@ -416,7 +416,7 @@ def load_optimizer(
         self.lr_scheduler.load_state_dict(last['lr_scheduler_state'])
     self.num_updates = last['num_updates']
 
-# %% ../../nbs/train/560_trainer.ipynb #5b9e5869
+# %% ../../nbs/train/560_trainer.ipynb #25cc9de1
 @patch
 def restore(
     self: Trainer,
@@ -429,8 +429,6 @@ def restore(
         state, where.path = load_newest(where.path)
         self.load_state_dict(state, where)
         extra = state.get('extra_state', {})
-    if not self.cfg.checkpoint.no_save:
-        write_config_file(self.cfg.record(), self.manager.folder / 'config.yaml')
     position = extra.get('train_iterator') if where.dataloader else None
     self.epochs = self.train_iterator(position['epoch'] if position else 1)
     if position:
@@ -439,6 +437,8 @@ def restore(
         for subset in self.valid_subsets:
             self.task.load_dataset(
                 subset, epoch=1, combine=self.cfg.dataset.combine_valid_subsets)
+    if not self.cfg.checkpoint.no_save:
+        write_config_file(self.cfg.record(), self.manager.folder / 'config.yaml')
     self.started = time.time()
     self.lr_scheduler.step_update(self.num_updates)
     return Restored(self.epoch, self.num_updates, where.path)
