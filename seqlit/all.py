@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/cli/880_all.ipynb #fa464e47
+# %% ../nbs/cli/880_all.ipynb #1dbce2d7
 from .base.config import Options, option
 from .base.errors import SeqlitError
 from .base.plugins import load_plugin
@@ -34,6 +34,8 @@ from .hub.hub import Hub
 from .hub.mask_filler import MaskFiller
 from .hub.sentence_classifier import SentenceClassifier
 from .hub.translator import Translation, Translator
+
+# %% ../nbs/cli/880_all.ipynb #b41274ab
 from .models.aligned import AlignedModel
 from .models.bart import BARTModel, BARTOptions
 from .models.fconv import FConvModel, FConvOptions
@@ -53,8 +55,9 @@ from .models.transformer import TransformerModel, TransformerOptions
 from .nn.adaptive import AdaptiveInput, AdaptiveSoftmax
 from .nn.convolutions import DynamicConv, LightweightConv, LinearizedConv
 from .nn.incremental import GrowingSlot, IncrementalState, RowSlot, SentenceSlot
+
+# %% ../nbs/cli/880_all.ipynb #1ba8af52
 from .search.generator import GenerationOptions, SequenceGenerator
-from .search.options import GenerationOptions
 from .search.refinement import RefinementGenerator
 from .search.scorers import SCORERS, Scorer
 from .search.strategies import DiverseGroupsSearch, Sampling

@@ -70,4 +70,4 @@ def test_what_is_named_as_missing_is_missing():
     have = set().union(*(declared(command) for command in (TRAIN, GENERATE, INTERACTIVE)))
     for topic, flags in FAIRSEQ_FLAGS.items():
         assert not flags & have, (topic, flags & have)
-    assert '--fp16' in FAIRSEQ_FLAGS['every command'] and hasattr(IgnoredOptions(), 'fp16')
+    assert '--tensorboard-logdir' in FAIRSEQ_FLAGS['every command'] and hasattr(IgnoredOptions(), 'fp16')

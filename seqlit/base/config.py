@@ -79,12 +79,13 @@ def read_list(
         raise ValueError
     return [kind(i) for i in items]
 
-# %% ../../nbs/base/020_config.ipynb #e2df7eab
+# %% ../../nbs/base/020_config.ipynb #d68cd55b
 @dataclass
 class Options:
     "Base of all option groups: typed values, and a plain record of them."
     _name: typing.ClassVar[str | None] = None  # the component it belongs to
     _given: typing.ClassVar[tuple[str, ...]] = ()  # what `from_values` was given
+    _chosen: typing.ClassVar[bool] = False  # whether the component was asked for
 
     def __post_init__(self):
         kinds = typing.get_type_hints(type(self))

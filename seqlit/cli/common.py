@@ -21,7 +21,7 @@ from ..base.plugins import load_installed_plugins, load_plugin
 from ..base.registry import Registry
 from .fairseq_flags import FAIRSEQ_FLAGS
 
-# %% ../../nbs/cli/800_common.ipynb #4f7a70aa
+# %% ../../nbs/cli/800_common.ipynb #6e8641cf
 @dataclass
 class Slot:
     "A place in a command that a registered component fills."
@@ -49,7 +49,9 @@ class Slot:
         if name is None:
             return None
         component, settings = self.settings(name)
-        return options_of(component).from_values({**settings, **values}, name=name)
+        options = options_of(component).from_values({**settings, **values}, name=name)
+        options._chosen = self.flag in values
+        return options
 
 # %% ../../nbs/cli/800_common.ipynb #30b07813
 @dataclass

@@ -16,9 +16,9 @@ def add_topic(
     "Add a topic to FAIRSEQ_FLAGS."
     FAIRSEQ_FLAGS[topic] = frozenset('--' + name for name in names.split())
 
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #d42bc8bd
+# %% ../../nbs/cli/780_fairseq_flags.ipynb #86219eeb
 add_topic('every command', '''
-    aim-repo aim-run-hash tensorboard-logdir wandb-project azureml-logging tpu fp16
+    aim-repo aim-run-hash tensorboard-logdir wandb-project azureml-logging tpu
     fp16-no-flatten-grads on-cpu-convert-precision amp-batch-retries
     all-gather-list-size model-parallel-size quantization-config-path profile
     reset-logging suppress-crashes use-plasma-view plasma-path''')

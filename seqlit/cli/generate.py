@@ -6,9 +6,10 @@
 __all__ = ['logger', 'GENERATION_SLOTS', 'GENERATE', 'build_translator', 'in_order', 'Generated', 'score_all', 'subset_batches',
            'read_constraints', 'run_generate', 'tell_speed', 'generate', 'print_generated', 'main', 'results_file']
 
-# %% ../../nbs/cli/830_generate.ipynb #185a0b84
+# %% ../../nbs/cli/830_generate.ipynb #c9be4e27
 import heapq
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +36,7 @@ from ..train.options import CommonOptions, DatasetOptions
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/cli/830_generate.ipynb #961ac75b
+# %% ../../nbs/cli/830_generate.ipynb #d727b251
 GENERATION_SLOTS = (
     Slot('task', TASKS, 'what the models were trained for', default='translation'),
     Slot('scoring', SCORERS, 'how to score the output', default='bleu'),
@@ -59,11 +60,16 @@ def build_translator(
     torch.manual_seed(config.common.seed)
     use_gpu = torch.cuda.is_available() and not config.common.cpu
     models, task = load_models(
-        options.path, config.task.given(), config.task._name,
-        read_dict(options.model_overrides, '--model-overrides'))
+        options.path, config.task.given(),
+        config.task._name if config.task._chosen else None,
+        read_dict(options.model_overrides, '--model-overrides'), options.use_ema)
     models = [model.to('cuda' if use_gpu else 'cpu') for model in models]
-    return Translator(models, task, options, build_codec(TOKENIZERS, config.tokenizer),
-                      build_codec(BPES, config.bpe))
+    asked = vars(task.options)
+    where = (asked['data'].split(os.pathsep)[0] if asked.get('data') else None,
+             asked.get('source_lang'), asked.get('target_lang'))
+    return Translator(models, task, options,
+                      build_codec(TOKENIZERS, config.tokenizer, *where),
+                      build_codec(BPES, config.bpe, *where))
 
 # %% ../../nbs/cli/830_generate.ipynb #178de431
 def in_order(
@@ -79,7 +85,7 @@ def in_order(
     while waiting:
         yield heapq.heappop(waiting)[1]
 
-# %% ../../nbs/cli/830_generate.ipynb #a756fc4d
+# %% ../../nbs/cli/830_generate.ipynb #e5af7a56
 @dataclass
 class Generated:
     "What `generate` found."
@@ -97,6 +103,7 @@ class Generated:
 def score_all(
     config: Config,  # names the scorer
     translations: list[Translation],  # with references, or without
+    decode: Callable[[str], str] = str,  # joins a reference as outputs were joined
 ) -> Scorer | None:  # holds the score; None without references
     "Score the best hypotheses against the references."
     wanted = [t for t in translations if t.reference is not None]
@@ -105,7 +112,7 @@ def score_all(
     name = 'sacrebleu' if config.generation.sacrebleu else config.scoring._name
     scorer = SCORERS.get(name)(config.scoring)
     for translation in wanted:
-        scorer.add_string(translation.reference, translation.outputs[0])
+        scorer.add_string(decode(translation.reference), translation.outputs[0])
     return scorer
 
 # %% ../../nbs/cli/830_generate.ipynb #549db3fb
@@ -143,7 +150,7 @@ def read_constraints(
                           f'{sentences} sentences; each needs one, empty or not')
     return {i: line.split('\t') for i, line in enumerate(lines) if line}
 
-# %% ../../nbs/cli/830_generate.ipynb #eb34c94a
+# %% ../../nbs/cli/830_generate.ipynb #71861bbe
 def run_generate(
     config: Config,  # of GENERATE
     emit: Callable[[Translation], None] = lambda translation: None,  # called in order
@@ -163,7 +170,8 @@ def run_generate(
         emit(translation)
         translations.append(translation)
     tell_speed(translations, time.monotonic() - began)
-    return Generated(subset, options, translations, score_all(config, translations))
+    scorer = score_all(config, translations, translator.decode)
+    return Generated(subset, options, translations, scorer)
 
 
 def tell_speed(
@@ -177,7 +185,7 @@ def tell_speed(
     logger.info('Translated %d sentences (%d tokens) in %.1fs (%.2f sentences/s, %.2f '
                 'tokens/s)', count, tokens, seconds, count / seconds, tokens / seconds)
 
-# %% ../../nbs/cli/830_generate.ipynb #35179c45
+# %% ../../nbs/cli/830_generate.ipynb #6b3187d8
 def generate(
     data: str | Path,  # a data folder
     path: str | Path,  # a checkpoint, or several separated by colons
@@ -198,7 +206,10 @@ def print_generated(
         def emit(translation):
             for line in () if options.quiet else translation.lines():
                 print(line, file=file, flush=True)
-        print(run_generate(config, emit).result(), file=file)
+        found = run_generate(config, emit)
+        if found.scorer is not None:
+            logger.info('signature of the score: %s', found.scorer.signature())
+        print(found.result(), file=file)
 
 
 def main(

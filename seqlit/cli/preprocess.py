@@ -6,7 +6,7 @@
 __all__ = ['logger', 'PREPROCESS', 'PreprocessOptions', 'check_texts', 'check_dictionaries', 'make_dictionaries', 'staged',
            'Preprocessed', 'write_split', 'write_lexicon', 'preprocess', 'IgnoredOptions', 'run', 'main']
 
-# %% ../../nbs/cli/810_preprocess.ipynb #4b3f4491
+# %% ../../nbs/cli/810_preprocess.ipynb #1fae0a23
 import logging
 import os
 import sys
@@ -31,6 +31,7 @@ from ..data.dictionary import Dictionary
 from ..data.learning import EncodingSteps, LearnOptions
 from ..data.splitting import CodecChoice
 from ..data.text import BPES, TOKENIZERS
+from ..train.options import LOG_DATES, LOG_FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -414,13 +415,12 @@ PREPROCESS = Command(
     (Slot('tokenizer', TOKENIZERS, 'splits text into words'),
      Slot('bpe', BPES, 'splits words into pieces')))
 
-# %% ../../nbs/cli/810_preprocess.ipynb #36935da4
+# %% ../../nbs/cli/810_preprocess.ipynb #0384774a
 def run(
     config: Config,  # of PREPROCESS
 ):
     "Preprocess, telling on standard output what is done."
-    logging.basicConfig(format='%(asctime)s | %(levelname)s | %(name)s | %(message)s',
-                        datefmt='%Y-%m-%d %H:%M:%S', level=logging.INFO,
+    logging.basicConfig(format=LOG_FORMAT, datefmt=LOG_DATES, level=logging.INFO,
                         stream=sys.stdout)
     preprocess(config.preprocessing,
                CodecChoice(config.tokenizer, config.bpe, config.learning))

@@ -37,7 +37,7 @@ class OutputOptions(Options):
     print_step: bool = option(False, 'print how many steps each output took')
     retain_iter_history: bool = option(False, 'print what each step led to')
 
-# %% ../../nbs/search/405_options.ipynb #bc74e737
+# %% ../../nbs/search/405_options.ipynb #b5a781a2
 @dataclass
 class RuleOptions(OutputOptions):
     "What the outputs must be like."
@@ -61,6 +61,8 @@ class RuleOptions(OutputOptions):
     lm_path: str | None = option(
         None, 'language model of the target that has a say', metavar='FILE')
     lm_weight: float = option(0., 'how much: its log-probabilities count so often')
+    use_ema: bool = option(
+        False, 'decode with the running mean that --store-ema kept of each model')
     retain_dropout: bool = option(False, 'keep dropout on, to see how sure a model is')
     retain_dropout_modules: str | None = option(
         None, 'only in modules of these classes, separated by commas')

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'REASONS', 'LOG_FORMATS', 'as_text', 'Logger', 'JsonLogger', 'SimpleLogger', 'TqdmLogger', 'make_logger',
            'set_up_logging', 'follow']
 
-# %% ../../nbs/train/570_loggers.ipynb #ced921fc
+# %% ../../nbs/train/570_loggers.ipynb #8ec33001
 import json
 import logging
 import os
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from seqlit.train.events import (
     EpochEnd, EpochStart, Event, Restored, Saved, Skipped, Stopped, Update, Validated,
     Validating)
-from .options import CommonOptions
+from .options import LOG_DATES, LOG_FORMAT, CommonOptions
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def say(
     with tqdm.external_write_mode(file=sys.stdout):
         Logger.say(self, text, level, tag)
 
-# %% ../../nbs/train/570_loggers.ipynb #535f738e
+# %% ../../nbs/train/570_loggers.ipynb #5fd82edd
 LOG_FORMATS = {'none': Logger, 'json': JsonLogger, 'simple': SimpleLogger,
                'tqdm': TqdmLogger}
 
@@ -237,8 +237,7 @@ def set_up_logging(
     if options.log_file is not None:
         handlers.append(logging.FileHandler(options.log_file, encoding='utf-8'))
     logging.basicConfig(
-        format='%(asctime)s | %(levelname)s | %(name)s | %(message)s',
-        datefmt='%Y-%m-%d %H:%M:%S', handlers=handlers, force=True,
+        format=LOG_FORMAT, datefmt=LOG_DATES, handlers=handlers, force=True,
         level=os.environ.get('LOGLEVEL', 'INFO').upper())
 
 # %% ../../nbs/train/570_loggers.ipynb #77dc0d78
