@@ -7,7 +7,8 @@ from test_commands import preprocess, refused, seqlit
 WORDS = dict(one='eins', two='zwei', three='drei', four='vier')
 SMALL = ['--encoder-embed-dim', 32, '--encoder-ffn-embed-dim', 32, '--encoder-layers', 1, '--encoder-attention-heads', 2,
          '--decoder-embed-dim', 32, '--decoder-ffn-embed-dim', 32, '--decoder-layers', 1, '--decoder-attention-heads', 2,
-         '--dropout', 0.0, '--optimizer', 'adam', '--lr', 5e-3, '--batch-size', 32, '--cpu', '--no-progress-bar', '--no-epoch-checkpoints']
+         '--dropout', 0.0, '--optimizer', 'adam', '--lr', 5e-3, '--batch-size', 32, '--cpu', '--no-progress-bar', '--no-epoch-checkpoints',
+         '--save-interval', 5, '--validate-interval', 20]
 REFINE = ['--task', 'translation_lev', '--gen-subset', 'test', '--cpu', '--no-progress-bar']
 
 
@@ -106,6 +107,7 @@ def test_mistakes_are_told(data, cmlm, tmp_path):
     refused(seqlit('train', data, '--arch', 'cmlm_transformer', '--task', 'translation_lev', '--criterion', 'nat_loss', '--save-dir',
                    tmp_path, *SMALL, check=False), '--noise full_mask or random_mask')
     refused(seqlit('generate', data, '--path', cmlm, *REFINE, '--prefix-size', 1, check=False), '--prefix-size')
+    refused(seqlit('generate', data, '--path', cmlm, *REFINE, '--sampling', '--beam', 1, check=False), '--sampling: only a search word')
 
 
 def test_aligned_transformer_prints_its_alignments(data, tmp_path):

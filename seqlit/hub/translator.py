@@ -38,7 +38,7 @@ from ..train.trainer import move
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/hub/760_translator.ipynb #36194591
+# %% ../../nbs/hub/760_translator.ipynb #f1009c2c
 def load_models(
     path: str,  # a checkpoint, or several separated by colons
     given: Mapping[str, object] | None = None,  # replace recorded options of the task
@@ -75,7 +75,7 @@ def running_mean(
                           'without --store-ema')
     return mean
 
-
+# %% ../../nbs/hub/760_translator.ipynb #15584541
 def restore_task(
     record: dict,  # the task's options as a checkpoint has them
     given: Mapping[str, object],  # options that replace recorded ones

@@ -182,7 +182,7 @@ class BleuScorer(Scorer):
         return (f'nrefs:1|case:mixed|eff:no|tok:none|smooth:none|order:{self.order}|'
                 f'version:seqlit-{__version__}')
 
-# %% ../../nbs/search/430_scorers.ipynb #7a19633f
+# %% ../../nbs/search/430_scorers.ipynb #a0e368fe
 class SacreScorer(Scorer):
     "A metric of the sacrebleu library."
 
@@ -192,6 +192,7 @@ class SacreScorer(Scorer):
     ):
         super().__init__(options)
         self.metric, self.references, self.predictions = self.make_metric(), [], []
+        self.found = None
 
     @abstractmethod
     def make_metric(self) -> object:
@@ -209,7 +210,8 @@ class SacreScorer(Scorer):
         reference: str,  # what a person wrote
         prediction: str,  # what the system wrote
     ) -> None:
-        "Add one pair."
+        "Add one pair; what was found before no longer counts."
+        self.found = None
         self.references.append(self.prepare(reference))
         self.predictions.append(self.prepare(prediction))
 
@@ -221,10 +223,11 @@ class SacreScorer(Scorer):
         "The library's line."
         return self.result().format()
 
-# %% ../../nbs/search/430_scorers.ipynb #6c3dea23
+# %% ../../nbs/search/430_scorers.ipynb #018d316d
 @patch
 def signature(self: SacreScorer) -> str:
-    "The signature of the metric."
+    "The signature of the metric, which knows the references once it has a score."
+    self.result()
     return str(self.metric.get_signature())
 
 
@@ -233,7 +236,9 @@ def result(self: SacreScorer) -> object:
     "The library's own result object; errors when there is nothing to score."
     if not self.references:
         raise SeqlitError('there are no sentences to score')
-    return self.metric.corpus_score(self.predictions, [self.references])
+    if self.found is None:
+        self.found = self.metric.corpus_score(self.predictions, [self.references])
+    return self.found
 
 # %% ../../nbs/search/430_scorers.ipynb #6f1024bd
 SACRE_TOKENIZERS = ('none', 'zh', '13a', 'intl', 'char', 'ja-mecab', 'ko-mecab',

@@ -6,7 +6,7 @@
 __all__ = ['LanguageOptions', 'MultiSimpleEpochOptions', 'read_mapping', 'list_or_file', 'Corpus', 'token_of', 'all_languages',
            'QuietDictionary', 'side_dictionary', 'MultiSimpleEpochTask']
 
-# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #ea5d084a
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #21c1557b
 import ast
 import os
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ from ..data.mixing import (
     AffixedRows, PickedRows, language_token, sampling_weights, virtual_epoch)
 from ..models.model import BaseModel
 from ..search.generator import GenerationOptions, Hypothesis, SequenceGenerator
-from .multilingual import begin_with, split_pairs
+from .multilingual import begin_with, no_direction, split_pairs
 from .task import Task, register_task
 from .translation import (
     LinkRows, TranslationOptions, TranslationTask, check_folder, dictionary_path)
@@ -481,7 +481,7 @@ def build_dataset_for_inference(
     marked = self.tell(typed.src, self.mark('main', self.lang_pairs[0], True), True)
     return task.pair(marked)
 
-# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #809ad492
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #e7ac1782
 @patch
 def build_generator(
     self: MultiSimpleEpochTask,
@@ -489,6 +489,8 @@ def build_generator(
     options: GenerationOptions,  # beam, length penalty ...
 ) -> SequenceGenerator:  # searches for the best targets
     "Make the search for the pair."
+    if self.is_training:
+        raise no_direction(self.lang_pairs)
     if self.options.lang_tok_replacing_bos_eos:
         mark = self.mark('main', self.lang_pairs[0], False)
         models = [begin_with(model, mark) for model in models]
