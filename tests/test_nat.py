@@ -1,15 +1,30 @@
 """Refining and aligned models from the raw text to the printed line, through the commands."""
-import pytest
+import contextlib
+import io
+import subprocess
 
-from test_commands import preprocess, refused, seqlit
+import pytest
+import test_commands
+from test_commands import preprocess, refused
+
+from seqlit.cli.main import main
 
 # a corpus that is written word for word, so that few updates suffice
 WORDS = dict(one='eins', two='zwei', three='drei', four='vier')
 SMALL = ['--encoder-embed-dim', 32, '--encoder-ffn-embed-dim', 32, '--encoder-layers', 1, '--encoder-attention-heads', 2,
          '--decoder-embed-dim', 32, '--decoder-ffn-embed-dim', 32, '--decoder-layers', 1, '--decoder-attention-heads', 2,
          '--dropout', 0.0, '--optimizer', 'adam', '--lr', 5e-3, '--batch-size', 32, '--cpu', '--no-progress-bar', '--no-epoch-checkpoints',
-         '--save-interval', 5, '--validate-interval', 20]
+         '--save-interval', 10, '--validate-interval', 20]
 REFINE = ['--task', 'translation_lev', '--gen-subset', 'test', '--cpu', '--no-progress-bar']
+
+
+def seqlit(*words, check=True):
+    "Run a command in this process; starting one for each would take longer than its work."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    assert not check or code == 0, err.getvalue()
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +85,7 @@ def test_batches_and_ensembles_change_nothing(data, cmlm):
 
 
 def test_interactive_refines(data, cmlm):
-    done = seqlit('interactive', data, '--path', cmlm, '--task', 'translation_lev', '--cpu', '-s', 'en', '-t', 'de',
+    done = test_commands.seqlit('interactive', data, '--path', cmlm, '--task', 'translation_lev', '--cpu', '-s', 'en', '-t', 'de',
                   stdin='one two three\n\nfour one\n')
     assert [row[1] for row in rows(done, 'H').values()][::2] == ['eins zwei drei', 'vier eins']
 
@@ -85,7 +100,7 @@ def test_a_model_that_writes_in_order_chooses_among_lengths(data, cmlm, tmp_path
 def test_levenshtein_learns_and_resumes(data, tmp_path):
     how = ['--task', 'translation_lev', '--criterion', 'nat_loss', '--noise', 'random_delete', '--share-all-embeddings',
            '--early-exit', '1,1,1']
-    train(data, tmp_path, 'levenshtein_transformer', *how, epochs=5)
+    train(data, tmp_path, 'levenshtein_transformer', *how, epochs=10)
     path = train(data, tmp_path, 'levenshtein_transformer', *how, epochs=130)
     # three words are complete after one round, and --noise random_delete never shows complete drafts
     assert right(seqlit('generate', data, '--path', path, *REFINE, '--iter-decode-max-iter', 0)) > 0.9

@@ -193,13 +193,13 @@ def validate(
     return run_validate(resolve(VALIDATE, {**options, 'data': str(data),
                                            'path': str(path)}))
 
-# %% ../../nbs/cli/846_validate.ipynb #d89eec13
+# %% ../../nbs/cli/846_validate.ipynb #05644d2d
 def print_validation(
     config: Config,  # of VALIDATE
 ):
     "Judge, with log lines on standard output."
     set_up_logging(config.common)
-    if not config.evaluation.quiet:
+    if config.evaluation.path and not config.evaluation.quiet:
         logger.info('loading %s', config.evaluation.path)
     run_validate(config)
 

@@ -180,7 +180,7 @@ def translator(
     return Translator(self.models, self.task, GenerationOptions(**options),
                       self.tokenizer, self.bpe)
 
-# %% ../../nbs/hub/765_hub.ipynb #664dda69
+# %% ../../nbs/hub/765_hub.ipynb #58826396
 @patch
 def translate(
     self: Hub,
@@ -201,6 +201,8 @@ def sample(
     **options: object,  # of the search, by name: sampling=True ...
 ) -> str | list[str]:  # an output of each, in order
     "An output for each sentence, or a continuation for a language model."
+    if options.get('sampling'):
+        options = {'nbest': beam, **options}
     return self.translate(sentences, beam, **options)
 
 

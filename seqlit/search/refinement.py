@@ -20,7 +20,7 @@ from ..models.refining import Draft, Readers, RefiningModel
 from ..nn.dropout import retain_dropout
 from .generator import GenerationOptions, Hypothesis
 
-# %% ../../nbs/search/425_refinement.ipynb #87769951
+# %% ../../nbs/search/425_refinement.ipynb #b2882629
 WORD_BY_WORD = (
     'sampling', 'diverse_beam_groups', 'diversity_rate', 'match_source_len',
     'score_reference', 'lenpen', 'unnormalized', 'max_len_a', 'max_len_b', 'min_len',
@@ -55,10 +55,9 @@ class RefinementGenerator:
         o, leader = self.options, self.models[0]
         for name in WORD_BY_WORD:
             if vars(o)[name] != vars(GenerationOptions())[name]:
-                raise SeqlitError(f'{flag_of(name)} {vars(o)[name]}: only a search '
-                                  f'word by word can do that, and '
-                                  f'{type(leader).__name__} refines whole drafts; '
-                                  'leave the flag out')
+                raise SeqlitError(f'{flag_of(name)}: only a search word by word can do '
+                                  f'that, and {type(leader).__name__} refines whole '
+                                  'drafts; leave the flag out')
         for model in self.models:
             if not isinstance(model, RefiningModel) or type(model) is not type(leader):
                 raise SeqlitError(f'{type(model).__name__} cannot refine what '
