@@ -88,7 +88,7 @@ def underlying_options(
                               f"'{key}'{nearest(key, known)}")
     return wanted.from_values({'sentence_avg': options.sentence_avg, **values}, name)
 
-# %% ../../nbs/train/509_composite.ipynb #094c1832
+# %% ../../nbs/train/509_composite.ipynb #162d5a5d
 @register_criterion('composite_loss', CompositeOptions)
 class CompositeCriterion(Criterion):
     "The mean of a criterion over several outputs and targets."
@@ -111,6 +111,10 @@ class CompositeCriterion(Criterion):
         "Judge each output against its target."
         outputs, extra = model(**sample['net_input'])
         targets, results = sample['target'], []
+        if isinstance(targets, Tensor):
+            raise SeqlitError('composite_loss judges several outputs, each with a '
+                              f'target, and {type(model).__name__} has one: train '
+                              f'with --criterion {self.options.underlying_criterion}')
         if len(outputs) != len(targets):
             raise SeqlitError(f'composite_loss: the model gave {len(outputs)} outputs '
                               f'for {len(targets)} targets; there must be as many')

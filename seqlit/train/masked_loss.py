@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['log_sums', 'MaskedLMCriterion']
 
-# %% ../../nbs/train/503_masked_loss.ipynb #9503f0f8
+# %% ../../nbs/train/503_masked_loss.ipynb #902d7f98
 import math
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.config import Options
-from ..models.model import BaseModel
+from ..base.errors import SeqlitError
+from ..models.model import BaseModel, EncoderDecoderModel, LanguageModel
 from .criterions import (
     Criterion, Derived, Scalar, perplexity, register_criterion)
 
@@ -24,7 +25,7 @@ def log_sums(
     "Entries of several batches, added up."
     return [float(sum(log.get(key, 0) for log in logs)) for key in keys]
 
-# %% ../../nbs/train/503_masked_loss.ipynb #16d5b731
+# %% ../../nbs/train/503_masked_loss.ipynb #9876f75e
 @register_criterion('masked_lm', Options)
 class MaskedLMCriterion(Criterion):
     "Cross-entropy of the hidden tokens."
@@ -34,7 +35,12 @@ class MaskedLMCriterion(Criterion):
         model: BaseModel,  # takes `masked_tokens`
         sample: dict,  # a batch; its target is padding where nothing is hidden
     ) -> tuple[Tensor, int, dict]:  # () summed loss, hidden tokens, sums for the log
-        "Judge the guesses of a batch."
+        "Judge the guesses of a batch; errors when the model guesses what comes next."
+        if isinstance(model, (EncoderDecoderModel, LanguageModel)):
+            raise SeqlitError(f'masked_lm judges guesses of hidden words, and '
+                              f'{type(model).__name__} guesses what comes next: train '
+                              'with --task masked_lm --arch roberta_base, or with '
+                              '--criterion cross_entropy')
         target = sample['target']
         is_hidden = target != self.padding_idx
         scores, _ = model(**sample['net_input'], masked_tokens=is_hidden)

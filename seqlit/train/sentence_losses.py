@@ -120,7 +120,7 @@ def positive_class(
     names = [name for name, n in numbered if n > 0][labels.nspecial:]
     return labels.index(max(names)) - labels.nspecial if len(names) == 2 else None
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #8a1c78df
+# %% ../../nbs/train/504_sentence_losses.ipynb #6c549a8c
 @register_criterion('sentence_prediction', SentencePredictionOptions)
 class SentencePredictionCriterion(Criterion):
     "Cross-entropy of classes, or the squared error of numbers."
@@ -129,7 +129,11 @@ class SentencePredictionCriterion(Criterion):
 
     @classmethod
     def build_criterion(cls, options, task):
-        "Make the criterion for a task's labels."
+        "Make the criterion for a task's labels; errors when it has none."
+        if 'label_dictionary' not in vars(task):
+            raise SeqlitError('sentence_prediction judges labels of sentences, and '
+                              f'{type(task).__name__} has none: train with --task '
+                              'sentence_prediction')
         made = super().build_criterion(options, task)
         made.positive = positive_class(task.label_dictionary)
         return made
@@ -159,7 +163,7 @@ class SentenceRankingOptions(Options):
     ranking_head_name: str = option(
         'sentence_classification_head', 'the head that gives the scores')
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #aa866255
+# %% ../../nbs/train/504_sentence_losses.ipynb #744eea8d
 @register_criterion('sentence_ranking', SentenceRankingOptions)
 class SentenceRankingCriterion(Criterion):
     "Cross-entropy of the right candidate."
@@ -170,6 +174,9 @@ class SentenceRankingCriterion(Criterion):
         o, inputs = self.options, []
         while f'net_input{len(inputs) + 1}' in sample:
             inputs.append(sample[f'net_input{len(inputs) + 1}'])
+        if not inputs:
+            raise SeqlitError('sentence_ranking chooses among candidates, and the batch '
+                              'has none: train with --task sentence_ranking')
         scores = torch.cat([model(
             **one, features_only=True, classification_head_name=o.ranking_head_name)[0]
             for one in inputs], dim=1)
