@@ -152,7 +152,7 @@ class SafeUnpickler(pickle.Unpickler):
         view = pid[5] if len(pid) > 5 else None
         return found if view is None else found[view[1]:view[1] + view[2]]
 
-# %% ../../nbs/base/050_unpickle.ipynb #b183071c
+# %% ../../nbs/base/050_unpickle.ipynb #2e695fcb
 def read_zip(
     path: str | Path,  # a file written by torch 1.6 or later
 ) -> object:  # what was saved, with records
@@ -177,9 +177,11 @@ def read_legacy(
     path: str | Path,  # a file written before torch 1.6
 ) -> object:  # what was saved, with records
     "Read the older format: pickles first, then each storage's length and numbers."
-    storages = {}
+    storages, room = {}, Path(path).stat().st_size
 
     def storage(dtype, key, size):
+        if not 0 <= size * dtype.itemsize <= room:
+            raise ValueError(f'a tensor of {size} numbers in a file of {room} bytes')
         return storages.setdefault(key, torch.empty(size, dtype=dtype))
 
     with open(path, 'rb') as file:
@@ -194,7 +196,7 @@ def read_legacy(
                 storages[key].copy_(torch.frombuffer(raw, dtype=storages[key].dtype))
     return result
 
-# %% ../../nbs/base/050_unpickle.ipynb #59a8fea1
+# %% ../../nbs/base/050_unpickle.ipynb #82b4c017
 def load_checkpoint_file(
     path: str | Path,  # a checkpoint of seqlit, of fairseq, or any `torch.save` of data
 ) -> dict:  # dictionaries, lists, numbers, text and tensors on the CPU
@@ -207,8 +209,11 @@ def load_checkpoint_file(
         zipped = file.read(2) == b'PK'
     try:
         return plain(read_zip(path) if zipped else read_legacy(path))
-    except (SeqlitError, MemoryError):
+    except SeqlitError:
         raise
+    except MemoryError as error:
+        raise SeqlitError(f'{path}: asks for more memory than there is; it is damaged, '
+                          'or too large for this machine') from error
     except Exception as error:
         raise SeqlitError(
             f'{path}: not a complete checkpoint ({type(error).__name__}: {error}); it '

@@ -167,7 +167,7 @@ def merge(
         self.data.write(other.tokens[start:start + step].tobytes())
     self.sizes.frombytes(other.sizes.astype(np.int32).tobytes())
 
-# %% ../../nbs/data/120_indexed.ipynb #f63bfde9
+# %% ../../nbs/data/120_indexed.ipynb #c0097f30
 class IndexedDataset(TokenDataset):
     "A pair of files `PREFIX.bin` and `PREFIX.idx`, mapped into memory."
 
@@ -188,6 +188,7 @@ class IndexedDataset(TokenDataset):
         size = self.dtype.itemsize
         end = int(self.pointers[-1] + self.sizes[-1] * size) if count else 0
         _expect_size(f'{prefix}.bin', len(data), end)
+        _expect_inside(f'{prefix}.idx', self.pointers, self.sizes, size, len(data))
         self.tokens = data[:len(data) // size * size].view(self.dtype)
 
     def starts(self, index: int | slice | np.ndarray) -> np.ndarray:
@@ -213,7 +214,7 @@ def _map_file(
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, np.uint8)
 
-# %% ../../nbs/data/120_indexed.ipynb #cb732148
+# %% ../../nbs/data/120_indexed.ipynb #dea6aa90
 def _read_dtype(
     path: str,  # an index file, for the message
     version: int,  # of its format
@@ -236,6 +237,27 @@ def _expect_size(
         raise SeqlitError(f'{path}: {size} bytes, but its index says {expected}; the '
                           'file is cut short, copy it again or rerun seqlit-preprocess')
 
+# %% ../../nbs/data/120_indexed.ipynb #cfe57b34
+def _expect_inside(
+    path: str,  # an index file, for the message
+    pointers: np.ndarray,  # (N,) int64, where sentences begin, in bytes
+    sizes: np.ndarray,  # (N,) int32, their tokens
+    itemsize: int,  # bytes of a token
+    end: int,  # bytes of the data file
+    step: int = 1 << 20,  # sentences looked at together
+):
+    "Raise for a sentence that does not lie in the data; a million take 10 ms."
+    for first in range(0, len(sizes), step):
+        begins = pointers[first:first + step]
+        lengths = sizes[first:first + step].astype(np.int64)
+        wrong = (lengths < 0) | (begins < 0) | (begins > end - lengths * itemsize)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise SeqlitError(
+                f'{path}: sentence {first + at} of {lengths[at]} tokens at byte '
+                f'{begins[at]} lies outside the data ({end} bytes); the file is '
+                'damaged, copy it again or rerun seqlit-preprocess')
+
 # %% ../../nbs/data/120_indexed.ipynb #8ec39a39
 class RawTextDataset(TokenDataset):
     "A text file whose sentences are turned into numbers at loading."
@@ -253,7 +275,7 @@ class RawTextDataset(TokenDataset):
         tokens = np.concatenate([np.empty(0, np.int64), *rows])
         super().__init__(tokens, sizes, np.cumsum(sizes, dtype=np.int64) - sizes)
 
-# %% ../../nbs/data/120_indexed.ipynb #4e041846
+# %% ../../nbs/data/120_indexed.ipynb #adbc8ced
 LEGACY_MAGIC = b'TNTIDX\x00\x00'
 
 
@@ -272,6 +294,7 @@ class LegacyIndexedDataset(TokenDataset):
         _expect_size(f'{prefix}.idx', len(index), 48 + 16 * (count + 1))
         ends = index[48 + 8 * (count + 1):48 + 16 * (count + 1)].view('<i8')
         _expect_size(f'{prefix}.bin', len(data), int(ends[-1]) * dtype.itemsize)
+        _expect_inside(f'{prefix}.idx', ends[:-1], np.diff(ends), 1, int(ends[-1]))
         tokens = data[:int(ends[-1]) * dtype.itemsize].view(dtype) - 1
         super().__init__(tokens, np.diff(ends).astype(np.int32), ends[:-1])
 

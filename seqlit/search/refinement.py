@@ -20,13 +20,13 @@ from ..models.refining import Draft, Readers, RefiningModel
 from ..nn.dropout import retain_dropout
 from .generator import GenerationOptions, Hypothesis
 
-# %% ../../nbs/search/425_refinement.ipynb #b2882629
+# %% ../../nbs/search/425_refinement.ipynb #a29862c3
 WORD_BY_WORD = (
     'sampling', 'diverse_beam_groups', 'diversity_rate', 'match_source_len',
     'score_reference', 'lenpen', 'unnormalized', 'max_len_a', 'max_len_b', 'min_len',
     'min_len_a', 'unkpen', 'temperature', 'repetition_penalty', 'no_repeat_ngram_size')
 
-
+# %% ../../nbs/search/425_refinement.ipynb #ddaf1bf4
 class RefinementGenerator:
     "Writes with models that refine a draft."
 

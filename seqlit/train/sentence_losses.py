@@ -163,7 +163,7 @@ class SentenceRankingOptions(Options):
     ranking_head_name: str = option(
         'sentence_classification_head', 'the head that gives the scores')
 
-# %% ../../nbs/train/504_sentence_losses.ipynb #744eea8d
+# %% ../../nbs/train/504_sentence_losses.ipynb #5f4463c5
 @register_criterion('sentence_ranking', SentenceRankingOptions)
 class SentenceRankingCriterion(Criterion):
     "Cross-entropy of the right candidate."
@@ -175,8 +175,8 @@ class SentenceRankingCriterion(Criterion):
         while f'net_input{len(inputs) + 1}' in sample:
             inputs.append(sample[f'net_input{len(inputs) + 1}'])
         if not inputs:
-            raise SeqlitError('sentence_ranking chooses among candidates, and the batch '
-                              'has none: train with --task sentence_ranking')
+            raise SeqlitError('sentence_ranking chooses among candidates, and the '
+                              'batch has none: train with --task sentence_ranking')
         scores = torch.cat([model(
             **one, features_only=True, classification_head_name=o.ranking_head_name)[0]
             for one in inputs], dim=1)
