@@ -6,6 +6,7 @@ import pytest
 import sacrebleu
 from hypothesis import given, settings, strategies as st
 
+from seqlit.cli.generate import main as generate
 from seqlit.cli.score import main
 from seqlit.search.edits import count_edits
 from seqlit.search.scorers import BleuScorer
@@ -34,6 +35,16 @@ def test_modes_in_which_fairseq_crashes(shared, capsys):
     metric = sacrebleu.BLEU()
     assert score == metric.corpus_score(pairs[0], [pairs[1]]).format()
     assert signature == f'signature: {metric.get_signature()}'
+
+
+@pytest.mark.parametrize('name, start', [('sacrebleu', 'BLEU = '), ('chrf', 'chrF2 = '), ('ter', 'TER = '), ('wer', 'WER: ')])
+def test_generate_gives_every_score_and_its_signature(name, start, shared, capsys):
+    golden = shared/'golden'
+    assert generate([str(golden/'preprocess'/'joined'), '--path', str(golden/'models'/'transformer'/'checkpoint_best.pt'), '--cpu',
+                     '--gen-subset', 'valid', '--beam', '1', '--max-len-b', '5', '--quiet', '--no-progress-bar', '--scoring', name]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f'Generate valid with beam=1: {start}')
+    assert 'signature of the score: nrefs:1|' in said.err
 
 
 def test_standard_input(shared, capsys, monkeypatch):

@@ -152,7 +152,7 @@ class SafeUnpickler(pickle.Unpickler):
         view = pid[5] if len(pid) > 5 else None
         return found if view is None else found[view[1]:view[1] + view[2]]
 
-# %% ../../nbs/base/050_unpickle.ipynb #2e695fcb
+# %% ../../nbs/base/050_unpickle.ipynb #9da05017
 def read_zip(
     path: str | Path,  # a file written by torch 1.6 or later
 ) -> object:  # what was saved, with records
@@ -172,7 +172,7 @@ def read_zip(
         with archive.open(name) as file:
             return SafeUnpickler(file, storage, path).load()
 
-
+# %% ../../nbs/base/050_unpickle.ipynb #1db59594
 def read_legacy(
     path: str | Path,  # a file written before torch 1.6
 ) -> object:  # what was saved, with records

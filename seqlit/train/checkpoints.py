@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'SHARED_GROUPS', 'write_checkpoint', 'upgrade_config', 'load_checkpoint', 'CheckpointOptions',
-           'checkpoint_paths', 'CheckpointManager', 'EarlyStopper', 'Restore', 'find_restore', 'existing',
+           'checkpoint_paths', 'CheckpointManager', 'EarlyStopper', 'Restore', 'find_restore', 'existing', 'is_alive',
            'load_newest']
 
 # %% ../../nbs/train/540_checkpoints.ipynb #d93a8978
@@ -338,6 +338,34 @@ def existing(
     if not Path(path).is_file():
         raise SeqlitError(f'{flag} {path}: no such file')
     return Path(path)
+
+# %% ../../nbs/train/540_checkpoints.ipynb #d069f2eb
+@patch
+def sweep(
+    self: CheckpointManager,
+) -> list[Path]:  # what was removed
+    "Remove what killed processes left half-written."
+    found = [(re.fullmatch(r'checkpoint.*\.pt\.(\d+)\.tmp', path.name), path)
+             for path in (self.folder.iterdir() if self.folder.is_dir() else ())]
+    left = [path for match, path in found if match and not is_alive(int(match[1]))]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def is_alive(
+    number: int,  # of a process
+) -> bool:  # True also where that cannot be told
+    "Whether a process exists."
+    if os.name == 'nt':  # there the question itself would end it
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 # %% ../../nbs/train/540_checkpoints.ipynb #351e376e
 def load_newest(

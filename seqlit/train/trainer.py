@@ -416,12 +416,13 @@ def load_optimizer(
         self.lr_scheduler.load_state_dict(last['lr_scheduler_state'])
     self.num_updates = last['num_updates']
 
-# %% ../../nbs/train/560_trainer.ipynb #25cc9de1
+# %% ../../nbs/train/560_trainer.ipynb #4ab676ef
 @patch
 def restore(
     self: Trainer,
 ) -> Restored:  # which checkpoint it was
     "Load data and the checkpoint to begin with, if there is one."
+    self.manager.sweep()
     where, extra = find_restore(self.cfg.checkpoint), {}
     if where.path is None:
         self.begin_average(None)
