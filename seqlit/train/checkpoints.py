@@ -339,13 +339,14 @@ def existing(
         raise SeqlitError(f'{flag} {path}: no such file')
     return Path(path)
 
-# %% ../../nbs/train/540_checkpoints.ipynb #d069f2eb
+# %% ../../nbs/train/540_checkpoints.ipynb #81242e2c
 @patch
 def sweep(
     self: CheckpointManager,
 ) -> list[Path]:  # what was removed
     "Remove what killed processes left half-written."
-    found = [(re.fullmatch(r'checkpoint.*\.pt\.(\d+)\.tmp', path.name), path)
+    ours = r'(?:checkpoint.*\.pt|config\.yaml)\.(\d+)\.tmp'
+    found = [(re.fullmatch(ours, path.name), path)
              for path in (self.folder.iterdir() if self.folder.is_dir() else ())]
     left = [path for match, path in found if match and not is_alive(int(match[1]))]
     for path in left:
