@@ -90,7 +90,7 @@ def fill_blocks(
             row = behind
         row = wall + 1
 
-# %% ../../nbs/data/155_blocks.ipynb #49ae8583
+# %% ../../nbs/data/155_blocks.ipynb #6598fe96
 BREAK_MODES = ('none', 'complete', 'complete_doc', 'eos')
 
 
@@ -107,7 +107,8 @@ def cut_blocks(
                           f"{', '.join(BREAK_MODES)})")
     ends = np.cumsum(sizes, dtype=np.int64)
     if break_mode == 'eos':
-        return ends - sizes, np.asarray(sizes, dtype=np.int64)
+        whole = np.asarray(sizes, dtype=np.int64)
+        return (ends - whole)[whole > 0], whole[whole > 0]
     if block_size is None or block_size < 1:
         raise SeqlitError(f'--tokens-per-sample {block_size}: break mode {break_mode} '
                           'needs blocks of at least 1 token')

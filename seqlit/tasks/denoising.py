@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DenoisingOptions', 'is_numbered', 'find_full_stop', 'DenoisingTask']
 
-# %% ../../nbs/tasks/626_denoising.ipynb #f1a017ce
+# %% ../../nbs/tasks/626_denoising.ipynb #e4b056fb
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..data.denoising import NoisedRows, NoiseOptions, Noiser, StrippedRows
 from ..data.dictionary import Dictionary
 from ..data.masking import read_beginnings
 from ..data.mixing import AffixedRows, PickedRows
-from .masked_lm import load_plain_dictionary, load_text
+from .language_modeling import load_plain_dictionary, load_text
 from .task import Task, register_task
 from .translation import check_folder
 
