@@ -1,6 +1,8 @@
 "What every test file has at hand: the recorded facts in ../shared, and one thread per process."
 
+import logging
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 for name in ['OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS']:
     os.environ.setdefault(name, '1')  # before torch is imported; tests share the cores among themselves
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started by a shell in the background; tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
@@ -38,3 +42,11 @@ def threads():
 
     yield torch.set_num_threads
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_is_left():
+    "Commands that run in the tests' process leave no log handler whose stream is closed later."
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before

@@ -415,13 +415,13 @@ PREPROCESS = Command(
     (Slot('tokenizer', TOKENIZERS, 'splits text into words'),
      Slot('bpe', BPES, 'splits words into pieces')))
 
-# %% ../../nbs/cli/810_preprocess.ipynb #0384774a
+# %% ../../nbs/cli/810_preprocess.ipynb #62a3b6b9
 def run(
     config: Config,  # of PREPROCESS
 ):
     "Preprocess, telling on standard output what is done."
     logging.basicConfig(format=LOG_FORMAT, datefmt=LOG_DATES, level=logging.INFO,
-                        stream=sys.stdout)
+                        stream=sys.stdout, force=True)
     preprocess(config.preprocessing,
                CodecChoice(config.tokenizer, config.bpe, config.learning))
 
