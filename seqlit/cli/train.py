@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'check_chosen', 'check_valid_subsets', 'build_trainer', 'make_trainer', 'train', 'main', 'run_training']
 
-# %% ../../nbs/cli/820_train.ipynb #e62f9929
+# %% ../../nbs/cli/820_train.ipynb #2d8053e6
 import os
 import re
 from pathlib import Path
@@ -16,7 +16,8 @@ import torch
 import seqlit.builtins  # registers all names
 from ..base.config import Config
 from ..base.errors import SeqlitError
-from .common import Command, Slot, resolve, run_command
+from .common import Command, Slot, resolve
+from .workers import run_on_workers
 from ..models.model import ARCHITECTURES, resolve_architecture
 from ..show.history import History
 from ..show.live import live
@@ -29,11 +30,13 @@ from ..train.lr_schedulers import LR_SCHEDULERS
 from ..train.optimizers import OPTIMIZERS
 from ..train.options import CommonOptions, DatasetOptions, OptimizationOptions
 from ..train.trainer import Trainer
+from ..train.world import DistributedOptions, World
 
-# %% ../../nbs/cli/820_train.ipynb #3a78ce0e
+# %% ../../nbs/cli/820_train.ipynb #638e4929
 TRAIN = Command(
     'train', 'Train a model on binarised data.',
-    {'common': CommonOptions, 'dataset': DatasetOptions,
+    {'common': CommonOptions, 'distributed_training': DistributedOptions,
+     'dataset': DatasetOptions,
      'optimization': OptimizationOptions, 'checkpoint': CheckpointOptions,
      'ema': AveragingOptions},
     (Slot('arch', ARCHITECTURES, 'the model and its settings', group='model',
@@ -75,9 +78,10 @@ def check_valid_subsets(
             'them with --valid-subset, join them with --combine-valid-subsets, or pass '
             'over them with --ignore-unused-valid-subsets')
 
-# %% ../../nbs/cli/820_train.ipynb #7f466359
+# %% ../../nbs/cli/820_train.ipynb #32fb907b
 def build_trainer(
     config: Config,  # of TRAIN
+    world: World | None = None,  # the workers of the run; None: this process alone
 ) -> Trainer:  # ready to run
     "Make task, model, criterion and trainer from a configuration."
     check_chosen(config)
@@ -87,15 +91,16 @@ def build_trainer(
     task = TASKS.get(config.task._name).setup_task(config.task)
     model = task.build_model(config.model)
     criterion = task.build_criterion(config.criterion)
-    return Trainer(config, task, model, criterion)
+    return Trainer(config, task, model, criterion, world)
 
 
 def make_trainer(
     data: str | Path,  # a data folder
+    world: World | None = None,  # the workers of the run; None: this process alone
     **options,  # as the flags of `seqlit-train`: arch='transformer' ...
 ) -> Trainer:  # ready to run: read `trainer.run()`, or give it to `live`
     "A trainer from keyword arguments."
-    return build_trainer(resolve(TRAIN, {**options, 'data': str(data)}))
+    return build_trainer(resolve(TRAIN, {**options, 'data': str(data)}), world)
 
 
 def train(
@@ -105,21 +110,24 @@ def train(
     "Train a model, shown as it happens."
     return live(make_trainer(data, **options))
 
-# %% ../../nbs/cli/820_train.ipynb #83ce3fd7
+# %% ../../nbs/cli/820_train.ipynb #1f058c33
 def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
     "The command `seqlit-train`."
-    return run_command(TRAIN, argv, run_training)
+    return run_on_workers(TRAIN, argv, run_training)
 
 
 def run_training(
     config: Config,  # of TRAIN
+    world: World,  # the workers; the first one writes the log
 ) -> int:  # 0, 130 after Ctrl-C, 143 after SIGTERM
     "Train, writing the log that was asked for."
     check_chosen(config)
-    set_up_logging(config.common)
-    trainer = build_trainer(config)
+    if world.is_first:
+        set_up_logging(config.common)
+    trainer = build_trainer(config, world)
+    readers = [make_logger(config.common)] if world.is_first else []
     with trainer.interruptible():
-        stopped = follow(trainer, make_logger(config.common))
+        stopped = follow(trainer, *readers)
     return {'interrupted': 130, 'terminated': 143}.get(stopped.reason, 0)

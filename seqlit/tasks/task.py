@@ -25,7 +25,7 @@ from ..search.generator import (
 from ..train.criterions import CRITERIONS, Criterion, batch_metrics
 from ..train.optimizers import Optimizer
 
-# %% ../../nbs/tasks/600_task.ipynb #5e896f65
+# %% ../../nbs/tasks/600_task.ipynb #884e80f2
 TASKS = Registry('task')
 register_task = TASKS.register
 
@@ -34,6 +34,7 @@ class Task:
     "Base of all tasks: data, model and loss that belong together."
     source_dictionary: Dictionary  # what source tokens mean
     target_dictionary: Dictionary  # what target tokens mean
+    several_losses: bool = False  # True: `train_step` may judge more than once
 
     def __init__(
         self,

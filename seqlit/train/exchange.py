@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Exchange', 'pieces', 'SumAfter', 'nothing', 'Judge', 'SumDuring', 'Sharded', 'whole', 'part_like', 'parts_like',
-           'make_exchange']
+           'entries_like', 'make_exchange']
 
 # %% ../../nbs/train/555_exchange.ipynb #d458e116
 from collections.abc import Iterator
@@ -167,7 +167,7 @@ class Judge(nn.Module):
                 self.failure = str(error)
         return nothing([p for p in self.parameters() if p.requires_grad]), 0, {}
 
-# %% ../../nbs/train/555_exchange.ipynb #8a1b90a6
+# %% ../../nbs/train/555_exchange.ipynb #46ad83f0
 class SumDuring(Exchange):
     "Sum gradients while the last backward pass goes on."
 
@@ -204,13 +204,7 @@ class SumDuring(Exchange):
         self.complete()
         return unused
 
-    def collect(self, unused):
-        "Everything has come already, as a mean over the workers."
-        for n in unused:
-            self.parameters[n].grad = None
-        return float(self.world.size)
-
-# %% ../../nbs/train/555_exchange.ipynb #37c452ce
+# %% ../../nbs/train/555_exchange.ipynb #52b17538
 @patch
 @contextmanager
 def turn(
@@ -242,7 +236,7 @@ def recover(
     if is_last:
         self.complete()
 
-
+# %% ../../nbs/train/555_exchange.ipynb #aaf113a5
 @patch
 def stand_in(
     self: SumDuring,
@@ -252,6 +246,17 @@ def stand_in(
     if is_last:
         with self.turn(is_last):
             self.shared(None)[0].backward()
+
+
+@patch
+def collect(
+    self: SumDuring,
+    unused: set[int],  # numbers of parameters without a gradient anywhere
+) -> float:  # how many workers: the mean over them has come already
+    "Take zeros away from parameters that nobody used."
+    for n in unused:
+        self.parameters[n].grad = None
+    return float(self.world.size)
 
 # %% ../../nbs/train/555_exchange.ipynb #7375931d
 class Sharded(Exchange):
@@ -307,7 +312,7 @@ def assembled(
     yield
     self.model.reshard()
 
-# %% ../../nbs/train/555_exchange.ipynb #6eceecd3
+# %% ../../nbs/train/555_exchange.ipynb #27de64b9
 def whole(
     value: object,  # a state: tensors in dictionaries and lists, some of them in parts
     keep: bool = True,  # False: take part in the exchange, but keep nothing
@@ -324,11 +329,12 @@ def whole(
 
 
 def part_like(
-    value: Tensor,  # whole, on the CPU
+    value: object,  # a whole tensor on the CPU; anything else stays as it is
     like: Tensor,  # in parts, or whole
-) -> Tensor:  # in the same parts, on the same device
-    "Cut a tensor as another one is cut."
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+) -> object:  # in the same parts, on the same device
+    "Cut a tensor as another one of its shape is cut."
+    if not (torch.is_tensor(value) and isinstance(like, DTensor)
+            and value.shape == like.shape):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements,
                              src_data_rank=None)
@@ -341,6 +347,17 @@ def parts_like(
     "Cut a state as another one is cut; names that only one of them has stay."
     return {name: part_like(x, like[name]) if name in like else x
             for name, x in state.items()}
+
+
+def entries_like(
+    state: dict,  # of an optimizer: 'state' by parameter number, 'param_groups'
+    parameters: list[nn.Parameter],  # what it is for
+) -> dict:  # the same in parts
+    "Cut the entries of an optimizer as its parameters are cut."
+    entries = {n: {k: part_like(v, parameters[n]) for k, v in values.items()}
+               if n < len(parameters) else values
+               for n, values in state['state'].items()}
+    return state | {'state': entries}
 
 # %% ../../nbs/train/555_exchange.ipynb #33521d21
 def make_exchange(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'SIGNALS', 'Trainer', 'move', 'ids_of', 'is_time']
 
-# %% ../../nbs/train/560_trainer.ipynb #70651d38
+# %% ../../nbs/train/560_trainer.ipynb #f063ab8d
 import ast
 import logging
 import math
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from pathlib import Path
 
 import torch
 from fastcore.basics import patch
@@ -34,15 +34,17 @@ from .criterions import Criterion, Scalar, Speed
 from seqlit.train.events import (
     EpochEnd, EpochStart, Event, Restored, Saved, Skipped, Stopped, Update, Validated,
     Validating)
+from .exchange import entries_like, make_exchange, parts_like, whole
 from .lr_schedulers import LR_SCHEDULERS
 from .meters import Metrics
 from .nonfinite import first_not_finite
 from .optimizers import OPTIMIZERS, scale_and_clip
 from .precision import Precision
+from .world import World
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/train/560_trainer.ipynb #22c1bb42
+# %% ../../nbs/train/560_trainer.ipynb #ff1659c2
 class Trainer:
     "Trains a model for a task, event by event."
 
@@ -52,19 +54,22 @@ class Trainer:
         task: object,  # data, batches and steps; see the chapter on tasks
         model: nn.Module,  # what is trained
         criterion: Criterion,  # how it is judged
+        world: World | None = None,  # the workers of the run; None: this one alone
     ):
         if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
             raise SeqlitError('how large is a batch? give --max-tokens or --batch-size')
         use_gpu = torch.cuda.is_available() and not cfg.common.cpu
         self.device = torch.device('cuda' if use_gpu else 'cpu')
-        self.cfg, self.task = cfg, task
+        self.cfg, self.task, self.world = cfg, task, world or World()
         self.model, self.criterion = model.to(self.device), criterion.to(self.device)
-        parameters = chain(self.model.parameters(), self.criterion.parameters())
-        self.optimizer = OPTIMIZERS.get(cfg.optimizer._name)(cfg.optimizer, parameters)
+        self.exchange = make_exchange(self.model, self.criterion, self.world,
+                                      task.several_losses)
+        self.optimizer = OPTIMIZERS.get(cfg.optimizer._name)(
+            cfg.optimizer, self.exchange.parameters)
         self.lr_scheduler = LR_SCHEDULERS.get(cfg.lr_scheduler._name)(
             cfg.lr_scheduler, self.optimizer)
-        freq = cfg.optimization.update_freq[0]
-        self.precision = Precision(cfg.common, self.device, freq)
+        self.precision = Precision(cfg.common, self.device, self.world.size
+                                   * cfg.optimization.update_freq[0])
         self.averaged = None  # the running mean, see `begin_average`
         self.manager = CheckpointManager(cfg.checkpoint)
         self.stopper = EarlyStopper(cfg.checkpoint.patience,
@@ -75,6 +80,7 @@ class Trainer:
         self.epochs, self.updates = None, None  # all epochs, what is left of this one
         self.unchecked = False  # True: an update awaits validation and saving
         self.asked, self.stop_reason = None, None  # to stop: by whom, and why it did
+        self.agreed, self.clock = None, 0.  # what all workers know of `asked`, of time
         self.started, self.previous_time = time.time(), 0.
 
 # %% ../../nbs/train/560_trainer.ipynb #f94662c5
@@ -92,6 +98,22 @@ def training_time(
 ) -> float:  # seconds
     "How long the run has trained, the time before a resume included."
     return time.time() - self.started + self.previous_time
+
+# %% ../../nbs/train/560_trainer.ipynb #40a67365
+@patch(as_prop=True)
+def agreed_stop(
+    self: Trainer,
+) -> str | None:  # who asked, or None
+    "The wish to stop, as far as all workers know of it."
+    return self.asked if self.world.size == 1 else self.agreed
+
+
+@patch(as_prop=True)
+def agreed_time(
+    self: Trainer,
+) -> float:  # seconds
+    "The training time that all workers go by."
+    return self.training_time if self.world.size == 1 else self.clock
 
 # %% ../../nbs/train/560_trainer.ipynb #7c63c702
 def move(
@@ -121,36 +143,89 @@ def is_time(
     "Whether an interval is over."
     return interval > 0 and num_updates > 0 and num_updates % interval == 0
 
-# %% ../../nbs/train/560_trainer.ipynb #32b4ab74
+# %% ../../nbs/train/560_trainer.ipynb #741eaf82
 @patch
 def train_step(
     self: Trainer,
     samples: list[dict],  # micro-batches; an empty one stands for no data
 ) -> dict[str, float]:  # loss, lr, gnorm ... of this update
     "Forward, backward and one step of the optimizer."
-    torch.manual_seed(self.cfg.common.seed + self.num_updates)
+    torch.manual_seed(self.update_seed)
     watches = [m.stopwatch('train_wall', priority=800) for m in self.meters.values()]
     for watch in watches: watch.start()
     self.model.train(), self.criterion.train()
     self.optimizer.zero_grad()
-    sizes, logs = [], []
-    scale = self.optimizer.loss_scale = self.precision.scale
-    for sample in samples:
-        with self.precision.autocast():
-            _, size, log = self.task.train_step(
-                move(sample or self.epochs.first_batch, self.device), self.model,
-                self.criterion, self.optimizer, self.num_updates, not sample)
-        if sample: sizes.append(size), logs.append(log)
-    norm = scale_and_clip(self.optimizer.parameters, (sum(sizes) or 1.) * scale,
+    results, factor = self.compute(samples)
+    scale = self.precision.scale * (sum(size for size, _ in results) or 1.)
+    norm = scale_and_clip(self.optimizer.parameters, scale / factor,
                           self.cfg.optimization.clip_norm).item()
     self.check_finite(norm, samples)
     self.optimizer.step()
     self.num_updates += 1
     if self.averaged is not None: self.averaged.update(self.num_updates)
     self.lr_scheduler.step_update(self.num_updates)
-    values = self.log_update(logs, norm)
+    values = self.log_update([log for _, log in results], norm)
     for watch in watches: watch.stop()
     return values
+
+
+@patch(as_prop=True)
+def update_seed(
+    self: Trainer,
+) -> int:  # another one for each update and each worker
+    "The seed of an update's dropout."
+    return self.cfg.common.seed + self.num_updates + 1_000_003 * self.world.rank
+
+# %% ../../nbs/train/560_trainer.ipynb #2e40e9df
+@patch
+def compute(
+    self: Trainer,
+    samples: list[dict],  # micro-batches; an empty one stands for no data
+) -> tuple[list[tuple], float]:  # (size, log) of all batches; see `Exchange.collect`
+    "The passes of an update on all workers; errors when memory runs out on any."
+    self.optimizer.loss_scale, mine, failure = self.precision.scale, [], None
+    for number, sample in enumerate(samples, 1):
+        result, is_last = None, number == len(samples)
+        if failure is None and (sample or self.exchange.is_sharded):
+            result, failure = self.take_turn(sample, is_last)
+            if failure is not None: self.exchange.recover(is_last)
+        else:
+            self.exchange.stand_in(is_last)
+        mine.append(result)
+    said = self.world.gather(
+        (mine, failure, self.exchange.settle(), self.asked, self.training_time))
+    results, failures, unused, asked, times = zip(*said)
+    self.agreed, self.clock = next(filter(None, asked), None), times[0]
+    if any(failures):
+        raise torch.OutOfMemoryError(next(filter(None, failures)))
+    return ([found for turn in zip(*results) for found in turn if found is not None],
+            self.exchange.collect(set.intersection(*unused)))
+
+
+@patch
+def take_turn(
+    self: Trainer,
+    sample: dict,  # a batch; an empty one is replaced, and its gradient is zero
+    is_last: bool,  # True: of this update
+) -> tuple[tuple | None, str | None]:  # (size, log), and why it failed
+    "The passes of one batch."
+    try:
+        with self.precision.autocast(), self.exchange.turn(is_last):
+            _, size, log = self.task.train_step(
+                move(sample or self.epochs.first_batch, self.device), self.model,
+                self.exchange, self.optimizer, self.num_updates, not sample)
+    except torch.OutOfMemoryError as error:
+        return None, f'worker {self.world.rank}: {error}'
+    return (size, self.for_all(log)) if sample else None, None
+
+
+@patch
+def for_all(
+    self: Trainer,
+    log: dict,  # what the criterion logs
+) -> dict:  # the same, fit to be told to other workers
+    "A log that can leave this worker's device."
+    return log if self.world.size == 1 else move(log, torch.device('cpu'))
 
 # %% ../../nbs/train/560_trainer.ipynb #f1685b68
 @patch
@@ -180,7 +255,7 @@ def log_update(
     return {name: entry.value for name, entry in entries.items()
             if isinstance(entry, Scalar)}
 
-# %% ../../nbs/train/560_trainer.ipynb #cfdfb6bc
+# %% ../../nbs/train/560_trainer.ipynb #620778e0
 @patch
 def check_finite(
     self: Trainer,
@@ -206,19 +281,31 @@ def explain_not_finite(
 ) -> str:  # a message
     "Where a gradient that is not finite came from, and what may help."
     def loss_of(sample):
-        torch.manual_seed(self.cfg.common.seed + self.num_updates)
+        torch.manual_seed(self.update_seed)
         with self.precision.autocast():
             return self.criterion(self.model, move(sample, self.device))[0]
 
-    parts = [first_not_finite(self.model, lambda: loss_of(sample))
-             for sample in samples if sample]
-    first = next(filter(None, parts), 'their sum')
+    parts = [] if self.exchange.is_sharded else [
+        first_not_finite(self.model, lambda: loss_of(sample))
+        for sample in samples if sample]
+    found = sum(self.world.gather(parts), [])
+    first = next(filter(None, found), 'their sum')
+    ids = self.ids_of_all(samples)
     return (f'update {self.num_updates + 1}: the gradient is not finite, first in '
-            f'{first}, on the sentences {ids_of(samples)}; nothing was changed. A lower'
+            f'{first}, on the sentences {ids}; nothing was changed. A lower'
             ' --lr, a longer --warmup-updates or --clip-norm may help; '
             '--max-nonfinite skips such updates')
 
-# %% ../../nbs/train/560_trainer.ipynb #0b7589f4
+
+@patch
+def ids_of_all(
+    self: Trainer,
+    samples: list[dict],  # the batches of the update on this worker
+) -> list[int]:  # numbers of sentences in the data set
+    "The sentences of an update on all workers."
+    return sorted(sum(self.world.gather(ids_of(samples)), []))
+
+# %% ../../nbs/train/560_trainer.ipynb #b1dbbaef
 @patch
 def train_iterator(
     self: Trainer,
@@ -233,6 +320,7 @@ def train_iterator(
             self.task.max_positions(), self.model.max_positions(), d.max_tokens),
         ignore_invalid_inputs=True, seed=self.cfg.common.seed, epoch=epoch,
         required_batch_size_multiple=d.required_batch_size_multiple,
+        num_shards=self.world.size, shard_id=self.world.rank,
         num_workers=d.num_workers, data_buffer_size=d.data_buffer_size)
 
 
@@ -251,6 +339,7 @@ def valid_iterator(
         ignore_invalid_inputs=d.skip_invalid_size_inputs_valid_test,
         seed=self.cfg.common.seed, epoch=1,
         required_batch_size_multiple=d.required_batch_size_multiple,
+        num_shards=self.world.size, shard_id=self.world.rank,
         num_workers=d.num_workers, data_buffer_size=d.data_buffer_size)
 
 # %% ../../nbs/train/560_trainer.ipynb #897f7311
@@ -274,7 +363,7 @@ def valid_subsets(
     "The validation sets; the first one decides which model is best."
     return self.cfg.dataset.valid_subset.split(',')
 
-# %% ../../nbs/train/560_trainer.ipynb #276fab07
+# %% ../../nbs/train/560_trainer.ipynb #b06e17d5
 @patch
 def validate(
     self: Trainer,
@@ -283,13 +372,15 @@ def validate(
     "Judge a validation set."
     if self.cfg.dataset.fixed_validation_seed is not None:
         torch.manual_seed(self.cfg.dataset.fixed_validation_seed)
-    meters, limit = Metrics(), self.cfg.dataset.max_valid_steps
-    batches = self.valid_iterator(subset).next_epoch(shuffle=False)
-    count = len(batches) if limit is None else min(limit, len(batches))
-    for number in range(1, count + 1):
-        log = self.valid_step(next(batches))
-        meters.log(self.task.reduce_metrics([log], self.criterion))
-        yield Validating(self.epoch, self.num_updates, subset, number, count)
+    meters, epochs = Metrics(), self.valid_iterator(subset)
+    count, limit = len(epochs.batches), self.cfg.dataset.max_valid_steps
+    count = count if limit is None else min(limit, count)
+    rounds, batches = epochs.steps(count), epochs.next_epoch(shuffle=False)
+    for number in range(1, rounds + 1):
+        for log in self.judge_round(next(batches), epochs, count):
+            meters.log(self.task.reduce_metrics([log], self.criterion))
+            count -= 1
+        yield Validating(self.epoch, self.num_updates, subset, number, rounds)
     report, metric = meters.values(), self.cfg.checkpoint.best_checkpoint_metric
     if metric not in report:
         raise SeqlitError(f"--best-checkpoint-metric {metric}: the validation measures "
@@ -301,7 +392,22 @@ def validate(
             report[metric], best) else best
     yield Validated(self.epoch, self.num_updates, subset, report)
 
-# %% ../../nbs/train/560_trainer.ipynb #365b95ac
+
+@patch
+def judge_round(
+    self: Trainer,
+    sample: dict,  # a batch; an empty one stands for no data
+    epochs: EpochBatchIterator,  # where it comes from
+    count: int,  # batches that are left for all workers
+) -> list[dict]:  # what the criterion logged, in the order of the batches
+    "Judge a batch on each worker."
+    log = None
+    if sample or self.exchange.is_sharded:
+        log = self.for_all(self.valid_step(sample or epochs.first_batch))
+    logs = self.world.gather(log if sample else None)
+    return [log for log in logs[:count] if log is not None]
+
+# %% ../../nbs/train/560_trainer.ipynb #c90c18da
 @patch
 def state_dict(
     self: Trainer,
@@ -328,9 +434,11 @@ def state_dict(
              'task_state': self.task.state_dict(), 'extra_state': extra}
     if not self.cfg.checkpoint.no_save_optimizer_state:
         state['last_optimizer_state'] = self.optimizer.state_dict()
+    if self.exchange.is_sharded:
+        state = whole(state, keep=self.world.is_first)
     return move(state, torch.device('cpu'))
 
-# %% ../../nbs/train/560_trainer.ipynb #dd2afb9b
+# %% ../../nbs/train/560_trainer.ipynb #1e2b701d
 @patch
 def save(
     self: Trainer,
@@ -340,15 +448,18 @@ def save(
     "Save the state under all names it deserves."
     started = time.perf_counter()
     self.manager.note(value)
-    if self.cfg.checkpoint.no_save:
+    if self.cfg.checkpoint.no_save or not (
+            self.world.is_first or self.exchange.is_sharded):
         return None
     state = self.state_dict()
+    if not self.world.is_first:
+        return None
     state['extra_state']['val_loss'] = value
     paths = self.manager.save(state, self.epoch, self.num_updates, end_of_epoch, value)
     seconds = time.perf_counter() - started
     return Saved(self.epoch, self.num_updates, paths, value, seconds) if paths else None
 
-# %% ../../nbs/train/560_trainer.ipynb #d31e2dc4
+# %% ../../nbs/train/560_trainer.ipynb #bfe9dca3
 @patch
 def load_state_dict(
     self: Trainer,
@@ -356,7 +467,11 @@ def load_state_dict(
     where: Restore,  # what to take from it
 ):
     "Take a run's state from a checkpoint of seqlit's or of fairseq's."
-    self.model.load_state_dict(state['model'])
+    found = state['model']
+    if self.exchange.is_sharded:
+        found = parts_like(self.model.upgrade_state_dict(dict(found)),
+                           self.model.state_dict())
+    self.model.load_state_dict(found)
     if state.get('criterion'):
         self.criterion.load_state_dict(state['criterion'])
     extra = state.get('extra_state', {})
@@ -379,7 +494,7 @@ def load_state_dict(
     if where.dataloader:
         self.task.load_state_dict(state.get('task_state') or {})
 
-# %% ../../nbs/train/560_trainer.ipynb #f6aae6d0
+# %% ../../nbs/train/560_trainer.ipynb #d45bdd74
 @patch
 def begin_average(
     self: Trainer,
@@ -393,9 +508,9 @@ def begin_average(
     if mean is None and o.ema_seed_model is not None:
         mean = load_checkpoint(o.ema_seed_model)['model']
     if mean is not None:
-        self.averaged.load_state_dict(mean)
+        self.averaged.load_state_dict(parts_like(mean, self.averaged.mean))
 
-# %% ../../nbs/train/560_trainer.ipynb #e09b808a
+# %% ../../nbs/train/560_trainer.ipynb #bd49bf4e
 @patch
 def load_optimizer(
     self: Trainer,
@@ -411,18 +526,21 @@ def load_optimizer(
                               f"{last[f'{kind}_name']}, this run has {name}; "
                               '--reset-optimizer starts the optimizer anew')
     overrides = ast.literal_eval(self.cfg.checkpoint.optimizer_overrides)
+    if self.exchange.is_sharded:
+        state = entries_like(state, self.optimizer.parameters)
     self.optimizer.load_state_dict(state, overrides)
     if where.lr_scheduler:
         self.lr_scheduler.load_state_dict(last['lr_scheduler_state'])
     self.num_updates = last['num_updates']
 
-# %% ../../nbs/train/560_trainer.ipynb #4ab676ef
+# %% ../../nbs/train/560_trainer.ipynb #35d6295d
 @patch
 def restore(
     self: Trainer,
 ) -> Restored:  # which checkpoint it was
     "Load data and the checkpoint to begin with, if there is one."
-    self.manager.sweep()
+    if self.world.is_first:
+        self.manager.sweep()
     where, extra = find_restore(self.cfg.checkpoint), {}
     if where.path is None:
         self.begin_average(None)
@@ -430,6 +548,7 @@ def restore(
         state, where.path = load_newest(where.path)
         self.load_state_dict(state, where)
         extra = state.get('extra_state', {})
+    self.check_same_start(where.path)
     position = extra.get('train_iterator') if where.dataloader else None
     self.epochs = self.train_iterator(position['epoch'] if position else 1)
     if position:
@@ -438,13 +557,28 @@ def restore(
         for subset in self.valid_subsets:
             self.task.load_dataset(
                 subset, epoch=1, combine=self.cfg.dataset.combine_valid_subsets)
-    if not self.cfg.checkpoint.no_save:
+    if self.world.is_first and not self.cfg.checkpoint.no_save:
         write_config_file(self.cfg.record(), self.manager.folder / 'config.yaml')
     self.started = time.time()
     self.lr_scheduler.step_update(self.num_updates)
     return Restored(self.epoch, self.num_updates, where.path)
 
-# %% ../../nbs/train/560_trainer.ipynb #2facd8f3
+
+@patch
+def check_same_start(
+    self: Trainer,
+    path: Path | None,  # the checkpoint that this worker began with
+):
+    "Errors when workers begin with different checkpoints."
+    starts = self.world.gather((str(path), self.num_updates))
+    for rank, start in enumerate(starts):
+        if start != starts[0]:
+            raise SeqlitError(
+                f'worker 0 begins with {starts[0][0]} ({starts[0][1]} updates), worker '
+                f'{rank} with {start[0]} ({start[1]}); --save-dir must be a folder '
+                'that all machines share')
+
+# %% ../../nbs/train/560_trainer.ipynb #76ce72b2
 @patch
 def bound_reached(
     self: Trainer,
@@ -453,7 +587,7 @@ def bound_reached(
     o, patience = self.cfg.optimization, self.cfg.checkpoint.patience
     if 0 < o.max_update <= self.num_updates:
         return 'max_update'
-    if 0 < o.stop_time_hours < self.training_time / 3600:
+    if 0 < o.stop_time_hours < self.agreed_time / 3600:
         return 'stop_time_hours'
     return 'patience' if 0 < patience <= self.stopper.num_runs else None
 
@@ -477,7 +611,7 @@ def stop(
     "Ask for an end after the current update, with a checkpoint."
     self.asked = reason
 
-# %% ../../nbs/train/560_trainer.ipynb #69bb3269
+# %% ../../nbs/train/560_trainer.ipynb #035a2e45
 SIGNALS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 
 
@@ -497,7 +631,8 @@ def interruptible(
             return
         if self.asked == SIGNALS[number]:
             raise KeyboardInterrupt
-        logger.warning('stopping after this update; once more stops at once')
+        if self.world.is_first:
+            logger.warning('stopping after this update; once more stops at once')
         self.stop(SIGNALS[number])
 
     ours = {n: h for n, h in before.items() if h not in (signal.SIG_IGN, None)}
@@ -524,7 +659,7 @@ def begin_epoch(
     self.task.begin_epoch(self.epoch, self.model)
     return EpochStart(self.epoch, self.num_updates, self.updates.n, len(self.updates))
 
-# %% ../../nbs/train/560_trainer.ipynb #ef77166e
+# %% ../../nbs/train/560_trainer.ipynb #62e14464
 @patch
 def next_update(
     self: Trainer,
@@ -534,7 +669,7 @@ def next_update(
     try:
         samples = next(self.updates)
     except RuntimeError:  # Ctrl-C may also end the processes that read ahead
-        if self.asked is None:
+        if self.asked is None or self.world.size > 1:
             raise
         self.epochs.current.n = place
         return None
@@ -544,7 +679,8 @@ def next_update(
         self.optimizer.zero_grad()
         if self.device.type == 'cuda': torch.cuda.empty_cache()
         self.unchecked = not self.updates.has_next()
-        return Skipped(self.epoch, self.num_updates, ids_of(samples), str(error))
+        return Skipped(self.epoch, self.num_updates, self.ids_of_all(samples),
+                       str(error))
     self.unchecked = True
     if self.num_updates % self.cfg.common.log_interval == 0:
         report = self.report('train_inner')
@@ -578,7 +714,7 @@ def end_epoch(
         self.epochs = self.train_iterator(self.epochs.next_epoch_index)
     return event
 
-# %% ../../nbs/train/560_trainer.ipynb #2d7f259c
+# %% ../../nbs/train/560_trainer.ipynb #cb111c82
 @patch
 def check(
     self: Trainer,
@@ -596,18 +732,19 @@ def check(
     if validating:
         self.task.begin_valid_epoch(self.epoch, self.model)
         for subset in self.valid_subsets:
-            for event in self.validate(subset):
-                yield event
+            with self.exchange.assembled():
+                for event in self.validate(subset):
+                    yield event
             value = event.report[o.best_checkpoint_metric] if value is None else value
     self.unchecked = False
     self.stopper.should_stop(value)
     if end:
         self.lr_scheduler.step(self.epoch, value)
-    self.stop_reason = bound or self.bound_reached() or self.asked
+    self.stop_reason = bound or self.bound_reached() or self.agreed_stop
     if saving or self.stop_reason:
         yield self.save(end, value)
 
-# %% ../../nbs/train/560_trainer.ipynb #770f244e
+# %% ../../nbs/train/560_trainer.ipynb #53b5eae0
 @patch
 def steps(
     self: Trainer,
@@ -619,9 +756,9 @@ def steps(
     while self.stop_reason is None:
         if self.unchecked:
             yield from self.check()
-        elif self.asked:
+        elif self.agreed_stop:
             yield self.save(end_of_epoch=False)
-            self.stop_reason = self.asked
+            self.stop_reason = self.agreed_stop
         elif reason := self.bound_reached():
             self.stop_reason = reason
         elif self.updates is None and (reason := self.last_epoch_reached()):
@@ -632,7 +769,7 @@ def steps(
             yield self.next_update()
         else:
             yield self.end_epoch()
-    self.asked = None
+    self.asked = self.agreed = None
     yield None if self.updates is None else self.end_epoch()
     yield Stopped(self.epoch, self.num_updates, self.stop_reason)
 
