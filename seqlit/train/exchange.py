@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Exchange', 'pieces', 'SumAfter', 'nothing', 'Judge', 'SumDuring', 'Sharded', 'whole', 'part_like', 'parts_like',
-           'entries_like', 'make_exchange']
+           'make_exchange']
 
 # %% ../../nbs/train/555_exchange.ipynb #d458e116
 from collections.abc import Iterator
@@ -312,7 +312,7 @@ def assembled(
     yield
     self.model.reshard()
 
-# %% ../../nbs/train/555_exchange.ipynb #27de64b9
+# %% ../../nbs/train/555_exchange.ipynb #494f2884
 def whole(
     value: object,  # a state: tensors in dictionaries and lists, some of them in parts
     keep: bool = True,  # False: take part in the exchange, but keep nothing
@@ -348,14 +348,27 @@ def parts_like(
     return {name: part_like(x, like[name]) if name in like else x
             for name, x in state.items()}
 
+# %% ../../nbs/train/555_exchange.ipynb #0de595b1
+@patch
+def load_model(
+    self: Exchange,
+    state: dict[str, Tensor],  # whole tensors by name, of fairseq's checkpoints too
+):
+    "Give the model its parameters."
+    if self.is_sharded:
+        state = parts_like(self.model.upgrade_state_dict(dict(state)),
+                           self.model.state_dict())
+    self.model.load_state_dict(state)
 
-def entries_like(
+
+@patch
+def share_entries(
+    self: Exchange,
     state: dict,  # of an optimizer: 'state' by parameter number, 'param_groups'
-    parameters: list[nn.Parameter],  # what it is for
-) -> dict:  # the same in parts
+) -> dict:  # the same, in parts where parameters are
     "Cut the entries of an optimizer as its parameters are cut."
-    entries = {n: {k: part_like(v, parameters[n]) for k, v in values.items()}
-               if n < len(parameters) else values
+    entries = {n: {k: part_like(v, self.parameters[n]) for k, v in values.items()}
+               if n < len(self.parameters) else values
                for n, values in state['state'].items()}
     return state | {'state': entries}
 

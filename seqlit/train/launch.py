@@ -23,7 +23,7 @@ from typing import IO
 from ..base.errors import SeqlitError
 from .world import PlaceOptions
 
-# %% ../../nbs/train/552_launch.ipynb #d3d89130
+# %% ../../nbs/train/552_launch.ipynb #c1d00e40
 def free_port() -> int:  # of this machine
     "A port that nobody listens on."
     with socket.socket() as probe:
@@ -46,7 +46,7 @@ class Worker:
         lines = self.notes.read().decode(errors='replace').strip().splitlines()
         return lines[-1].partition(': error: ')[2] or lines[-1] if lines else 'silently'
 
-
+# %% ../../nbs/train/552_launch.ipynb #7082d803
 def start_workers(
     words: Sequence[str],  # the command, as for `subprocess`
     count: int,  # how many to start here
