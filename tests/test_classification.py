@@ -208,6 +208,11 @@ def test_what_is_wrong_is_said_in_one_line(data, texts, pretrained, tmp_path):
     assert done.returncode == 2 and 'embed_positions.weight: (18, 32) in the checkpoint, (34, 32)' in done.stderr
     refused(seqlit('train', data / 'input0', '--task', 'masked_lm', '--arch', 'roberta', '--optimizer', 'adam',
                    '--batch-size', 8, '--mask-prob', 1.5, check=False), '--mask-prob 1.5')  # fmt: skip
+    words = seqlit('train', data, '--task', 'sentence_prediction', '--arch', 'roberta', *TINY, *RUN, '--lr', 1e-3,
+                   '--batch-size', 8, '--save-dir', tmp_path, check=False)  # fmt: skip
+    refused(words, '--criterion cross_entropy judges words', '--criterion sentence_prediction')
+    refused(seqlit('generate', data / 'input0', '--path', pretrained[0], '--cpu', '--gen-subset', 'valid', check=False),
+            'writes no text', 'MaskFiller.load(PATH)')  # fmt: skip
 
 
 def test_a_checkpoint_of_2019_loads(pretrained, tmp_path):

@@ -101,7 +101,7 @@ def test_levenshtein_learns_and_resumes(data, tmp_path):
     how = ['--task', 'translation_lev', '--criterion', 'nat_loss', '--noise', 'random_delete', '--share-all-embeddings',
            '--early-exit', '1,1,1']
     train(data, tmp_path, 'levenshtein_transformer', *how, epochs=10)
-    path = train(data, tmp_path, 'levenshtein_transformer', *how, epochs=130)
+    path = train(data, tmp_path, 'levenshtein_transformer', *how, epochs=240)
     # three words are complete after one round, and --noise random_delete never shows complete drafts
     assert right(seqlit('generate', data, '--path', path, *REFINE, '--iter-decode-max-iter', 0)) > 0.9
     found = rows(seqlit('generate', data, '--path', path, *REFINE, '--iter-decode-force-max-iter', '--print-step'), 'I')
@@ -122,6 +122,10 @@ def test_mistakes_are_told(data, cmlm, tmp_path):
     refused(seqlit('train', data, '--arch', 'cmlm_transformer', '--task', 'translation_lev', '--criterion', 'nat_loss', '--save-dir',
                    tmp_path, *SMALL, check=False), '--noise full_mask or random_mask')
     refused(seqlit('generate', data, '--path', cmlm, *REFINE, '--prefix-size', 1, check=False), '--prefix-size')
+    refused(seqlit('train', data, '--arch', 'cmlm_transformer', '--task', 'translation_lev', '--criterion', 'nat_loss', '--noise',
+                   'random_mask', '--adaptive-softmax-cutoff', '6,8', '--save-dir', tmp_path, *SMALL, check=False), 'leave it out')
+    refused(seqlit('train', data, '--arch', 'transformer_align', '--criterion', 'label_smoothed_cross_entropy_with_alignment',
+                   '--alignment-layer', 0, '--save-dir', tmp_path, *SMALL, check=False), '--load-alignments')
     refused(seqlit('generate', data, '--path', cmlm, *REFINE, '--sampling', '--beam', 1, check=False), '--sampling: only a search word')
 
 

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'VALIDATE', 'EvaluationOptions', 'dataset_options', 'Judge', 'restore_criterion', 'run_validate', 'validate',
            'print_validation', 'main']
 
-# %% ../../nbs/cli/846_validate.ipynb #1588d959
+# %% ../../nbs/cli/846_validate.ipynb #a60a3ca7
 import json
 import logging
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from ..base.config import Config, Options, option, options_of
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write, progress
 from .common import Command, Slot, resolve, run_command
-from ..data.batches import resolve_max_positions
 from ..hub.translator import read_dict, restore_model, restore_task
 from ..models.model import BaseModel
 from ..tasks.task import TASKS, Task
@@ -30,6 +29,7 @@ from ..train.loggers import as_text, set_up_logging
 from ..train.meters import Metrics
 from ..train.options import CommonOptions, DatasetOptions
 from ..train.trainer import move
+from ..train.validation import valid_batches
 
 logger = logging.getLogger(__name__)
 
@@ -122,23 +122,16 @@ def restore_criterion(
         criterion.load_state_dict(state['criterion'])
     return criterion
 
-# %% ../../nbs/cli/846_validate.ipynb #4049c7c0
+# %% ../../nbs/cli/846_validate.ipynb #7dba063b
 @patch
 def batches(
     self: Judge,
     subset: str,  # a validation set
 ) -> list[dict]:  # batches, or an iterator over them
     "Load a set and cut it into batches."
-    d = self.dataset
-    self.task.load_dataset(subset, epoch=1, combine=d.combine_valid_subsets)
-    return self.task.get_batch_iterator(
-        self.task.dataset(subset), max_tokens=d.max_tokens_valid,
-        max_sentences=d.batch_size_valid,
-        max_positions=resolve_max_positions(
-            self.task.max_positions(), self.model.max_positions()),
-        ignore_invalid_inputs=d.skip_invalid_size_inputs_valid_test,
-        seed=self.seed, required_batch_size_multiple=d.required_batch_size_multiple,
-        num_workers=d.num_workers).next_epoch(shuffle=False)
+    self.task.load_dataset(subset, epoch=1, combine=self.dataset.combine_valid_subsets)
+    return valid_batches(self.task, self.model, self.dataset, subset,
+                         self.seed).next_epoch(shuffle=False)
 
 
 @patch

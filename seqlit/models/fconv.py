@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ConvLayer', 'read_layers', 'read_attention', 'FConvOptions', 'fconv_embedding', 'ConvStack', 'ScaledGradient',
-           'FConvEncoder', 'ConvAttention', 'FConvDecoder', 'FConvModel', 'upgrade_lengths']
+           'FConvEncoder', 'ConvAttention', 'FConvDecoder', 'OldLengths', 'FConvModel']
 
-# %% ../../nbs/models/330_fconv.ipynb #29f7bc09
+# %% ../../nbs/models/330_fconv.ipynb #eb73c0b7
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..base.config import Options, option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
-from .embeddings import read_vectors
+from .embeddings import new_columns, read_vectors
 from seqlit.models.model import (
     Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, register_architecture,
     register_model)
@@ -151,7 +151,7 @@ class ConvStack(nn.Module):
             self.convolutions.append(LinearizedConv(widths[i], 2 * channels, size,
                                                     dropout, is_causal))
 
-# %% ../../nbs/models/330_fconv.ipynb #6696036f
+# %% ../../nbs/models/330_fconv.ipynb #16c85f44
 @patch
 def embed(
     self: ConvStack,
@@ -159,11 +159,7 @@ def embed(
     incremental_state: IncrementalState | None = None,  # given: new columns only
 ) -> Tensor:  # (B, T, D)
     "Vectors of tokens and their places."
-    done = 0 if incremental_state is None else incremental_state.step
-    if done and done >= tokens.size(1):
-        raise ValueError(f'{tokens.size(1)} columns, but {done} are decoded already: '
-                         'give the whole prefix with at least one new column')
-    x = self.embed_tokens(tokens[:, done:])
+    x = self.embed_tokens(new_columns(tokens, incremental_state))
     if self.embed_positions is not None:
         x = x + self.embed_positions(tokens, incremental_state)
     return self.dropout(x)
@@ -393,9 +389,27 @@ def max_positions(self: FConvDecoder) -> int:
     return (1_000_000 if self.embed_positions is None
             else self.embed_positions.max_positions)
 
-# %% ../../nbs/models/330_fconv.ipynb #3f99b004
+# %% ../../nbs/models/330_fconv.ipynb #cff7ef43
+class OldLengths:
+    "What models of convolutions do with old files."
+
+    def upgrade_state_dict(
+        self,
+        state: dict[str, Tensor],  # from a checkpoint, of fairseq's too
+    ) -> dict[str, Tensor]:  # with one length for each output of a convolution
+        "Bring convolutions of old files to today's layout."
+        for name in [name for name in state if name.endswith('.weight_g')]:
+            g, v = state[name], state.get(name[:-1] + 'v')
+            if v is not None and v.dim() == 3 and g.shape[2] != v.shape[2]:
+                weight = normed(v, g)
+                state[name] = weight.norm(dim=(0, 1), keepdim=True)
+                state[name[:-1] + 'v'] = weight
+        state['decoder.version'] = torch.tensor([2.])
+        return state
+
+# %% ../../nbs/models/330_fconv.ipynb #9c53bab6
 @register_model('fconv', FConvOptions)
-class FConvModel(EncoderDecoderModel):
+class FConvModel(OldLengths, EncoderDecoderModel):
     "Convolutional sequence to sequence learning (Gehring et al., 2017)."
     Options = FConvOptions
 
@@ -421,27 +435,6 @@ class FConvModel(EncoderDecoderModel):
         model = cls(encoder, decoder)
         model.options = o
         return model
-
-    def upgrade_state_dict(
-        self,
-        state: dict[str, Tensor],  # from a checkpoint, of fairseq's too
-    ) -> dict[str, Tensor]:  # with today's layout
-        "Turn lengths along another dimension, as old files have them."
-        return upgrade_lengths(state)
-
-# %% ../../nbs/models/330_fconv.ipynb #a7ed64a3
-def upgrade_lengths(
-    state: dict[str, Tensor],  # from a checkpoint
-) -> dict[str, Tensor]:  # with one length for each output of a convolution
-    "Bring convolutions of old files to today's layout."
-    for name in [name for name in state if name.endswith('.weight_g')]:
-        g, v = state[name], state.get(name[:-1] + 'v')
-        if v is not None and v.dim() == 3 and g.shape[2] != v.shape[2]:
-            weight = normed(v, g)
-            state[name] = weight.norm(dim=(0, 1), keepdim=True)
-            state[name[:-1] + 'v'] = weight
-    state['decoder.version'] = torch.tensor([2.])
-    return state
 
 # %% ../../nbs/models/330_fconv.ipynb #87f18e3d
 register_architecture('fconv', 'fconv_iwslt_de_en', encoder_embed_dim=256,

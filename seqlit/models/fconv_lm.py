@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['FConvLMOptions', 'AdaptiveFConvDecoder', 'FConvLanguageModel']
 
-# %% ../../nbs/models/332_fconv_lm.ipynb #55cad420
+# %% ../../nbs/models/332_fconv_lm.ipynb #8c367c55
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..base.config import Options, option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
-from seqlit.models.fconv import (
-    ConvLayer, FConvDecoder, fconv_embedding, read_attention, read_layers,
-    upgrade_lengths)
+from .fconv import (
+    ConvLayer, FConvDecoder, OldLengths, fconv_embedding, read_attention, read_layers)
 from .model import LanguageModel, register_architecture, register_model
 from ..nn.adaptive import AdaptiveOutput, AdaptiveSoftmax
 
@@ -52,9 +51,9 @@ class AdaptiveFConvDecoder(AdaptiveOutput, FConvDecoder):
             len(dictionary), layers[-1].channels, options.adaptive_softmax_cutoff,
             options.adaptive_softmax_dropout)
 
-# %% ../../nbs/models/332_fconv_lm.ipynb #a7db4b19
+# %% ../../nbs/models/332_fconv_lm.ipynb #c4a11181
 @register_model('fconv_lm', FConvLMOptions)
-class FConvLanguageModel(LanguageModel):
+class FConvLanguageModel(OldLengths, LanguageModel):
     "A gated convolutional language model (Dauphin et al., 2016)."
     Options = FConvLMOptions
 
@@ -80,13 +79,6 @@ class FConvLanguageModel(LanguageModel):
         model = cls(decoder)
         model.options = o
         return model
-
-    def upgrade_state_dict(
-        self,
-        state: dict[str, Tensor],  # from a checkpoint, of fairseq's too
-    ) -> dict[str, Tensor]:  # with today's layout
-        "Turn lengths along another dimension, as old files have them."
-        return upgrade_lengths(state)
 
 # %% ../../nbs/models/332_fconv_lm.ipynb #1bc6e8fa
 register_architecture(

@@ -7,10 +7,8 @@ __all__ = ['TRUTHS', 'ConvOptions', 'LightConvOptions', 'ConvSpec', 'conv_specs'
            'LightConvDecoderLayer', 'LightConvEncoder', 'LightConvDecoder', 'AdaptiveLightConvDecoder',
            'LightConvModel', 'lift_kernels']
 
-# %% ../../nbs/models/335_lightconv.ipynb #4bb0b0ea
-from copy import deepcopy
+# %% ../../nbs/models/335_lightconv.ipynb #a99f5e72
 from dataclasses import dataclass
-from typing import Any
 
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -18,11 +16,10 @@ from torch import Tensor, nn
 from ..base.config import Options, flag_of, option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
-from .embeddings import make_embedding
 from .model import Encoder, register_architecture, register_model
 from .transformer import (
     AdaptiveTransformerDecoder, StackOptions, TransformerDecoder, TransformerEncoder,
-    TransformerModel, TransformerOptions, check_sharing)
+    TransformerModel, TransformerOptions)
 from ..nn.attention import CrossAttention
 from ..nn.convolutions import DynamicConv, LightweightConv
 from ..nn.dropout import Dropout
@@ -248,33 +245,33 @@ class LightConvDecoder(TransformerDecoder):
 class AdaptiveLightConvDecoder(AdaptiveTransformerDecoder, LightConvDecoder):
     "The same for large vocabularies."
 
-# %% ../../nbs/models/335_lightconv.ipynb #9398e5ad
+# %% ../../nbs/models/335_lightconv.ipynb #fe71bd81
 @register_model('lightconv', LightConvOptions)
 class LightConvModel(TransformerModel):
     "A Transformer without self-attention (Wu et al., 2019)."
     Options = LightConvOptions
 
     @classmethod
-    def build_model(
+    def build_encoder(
         cls,
         options: LightConvOptions,  # all sizes
-        task: Any,  # has `source_dictionary` and `target_dictionary`
-    ) -> 'LightConvModel':  # freshly initialised
-        "Make both halves, sharing what the options share."
-        source, target, o = task.source_dictionary, task.target_dictionary, options
-        check_sharing(o, source, target)
-        both = source
-        if o.merge_src_tgt_embed:
-            both = deepcopy(source)
-            both.update(target)
-        reads = make_embedding(both, o.encoder_embed_dim, o.encoder_embed_path)
-        if o.share_all_embeddings or o.merge_src_tgt_embed:
-            o.share_decoder_input_output_embed, writes = True, reads
-        else:
-            writes = make_embedding(target, o.decoder_input_dim, o.decoder_embed_path)
-        is_adaptive = o.adaptive_softmax_cutoff is not None
+        dictionary: Dictionary,  # of the source
+        embed_tokens: nn.Embedding,  # (V, encoder_embed_dim)
+    ) -> LightConvEncoder:  # reads
+        "Make the encoder."
+        return LightConvEncoder(options, dictionary, embed_tokens)
+
+    @classmethod
+    def build_decoder(
+        cls,
+        options: LightConvOptions,  # all sizes
+        dictionary: Dictionary,  # of the target
+        embed_tokens: nn.Embedding,  # (V, decoder_input_dim)
+    ) -> LightConvDecoder:  # writes
+        "Make the decoder, ending as the options say."
+        is_adaptive = options.adaptive_softmax_cutoff is not None
         made = AdaptiveLightConvDecoder if is_adaptive else LightConvDecoder
-        return cls(o, LightConvEncoder(o, source, reads), made(o, target, writes))
+        return made(options, dictionary, embed_tokens)
 
 # %% ../../nbs/models/335_lightconv.ipynb #9685483f
 def lift_kernels(

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'RENAMED', 'RobertaOptions', 'MaskedLMHead', 'ClassificationHead', 'RobertaEncoder', 'init_bert_params',
            'RobertaModel', 'longest_input', 'split_projections']
 
-# %% ../../nbs/models/350_masked.ipynb #b8b45bc1
+# %% ../../nbs/models/350_masked.ipynb #d6a5b17c
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..base.config import Options, option
 from ..base.errors import SeqlitError, nearest
 from ..data.dictionary import Dictionary
+from .embeddings import make_embedding
 from .model import BaseModel, register_architecture, register_model
 from .transformer import (
-    TransformerEncoder, TransformerOptions, keep_layers, make_embedding)
+    TransformerEncoder, TransformerOptions, keep_layers)
 from ..nn.dropout import Dropout
 from ..nn.layers import ACTIVATIONS, get_activation
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MultilingualOptions', 'check_one_dictionary', 'Halves', 'MultilingualTransformerModel', 'stored_pair']
 
-# %% ../../nbs/models/345_multilingual.ipynb #d974e2ca
+# %% ../../nbs/models/345_multilingual.ipynb #d5ef17c0
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..base.config import option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
+from .embeddings import make_embedding
 from .model import (
     BaseModel, register_architecture, register_model, resolve_architecture)
-from seqlit.models.transformer import (
-    TransformerDecoder, TransformerEncoder, TransformerModel, TransformerOptions,
-    make_embedding)
+from .transformer import (
+    TransformerDecoder, TransformerEncoder, TransformerModel, TransformerOptions)
 
 # %% ../../nbs/models/345_multilingual.ipynb #3d8563c0
 @dataclass
@@ -96,7 +96,7 @@ class Halves:
             self.embeddings[key] = make_embedding(dictionary, width, path)
         return self.embeddings[key]
 
-# %% ../../nbs/models/345_multilingual.ipynb #0404b40c
+# %% ../../nbs/models/345_multilingual.ipynb #b174fece
 @patch
 def encoder(
     self: Halves,
@@ -105,7 +105,7 @@ def encoder(
     "The encoder of a source language."
     key = 'all' if self.options.share_encoders else language
     if key not in self.encoders:
-        self.encoders[key] = TransformerEncoder(
+        self.encoders[key] = TransformerModel.build_encoder(
             self.options, self.dictionaries[language],
             self.embedding('encoder', language))
     return self.encoders[key]
@@ -119,7 +119,7 @@ def decoder(
     "The decoder of a target language."
     key = 'all' if self.options.share_decoders else language
     if key not in self.decoders:
-        self.decoders[key] = TransformerDecoder(
+        self.decoders[key] = TransformerModel.build_decoder(
             self.options, self.dictionaries[language],
             self.embedding('decoder', language))
     return self.decoders[key]

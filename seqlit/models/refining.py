@@ -199,7 +199,7 @@ def bert_init(
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight[module.padding_idx])
 
-# %% ../../nbs/models/375_refining.ipynb #b73a68ff
+# %% ../../nbs/models/375_refining.ipynb #d556a74e
 class RefiningModel(TransformerModel):
     "Base of models that begin with a draft and improve it."
     Options = RefiningOptions
@@ -210,10 +210,9 @@ class RefiningModel(TransformerModel):
         self,
         options: RefiningOptions,  # all sizes
         encoder: TransformerEncoder,  # reads
-        decoder: TransformerDecoder,  # gives its embedding to an uncausal one
+        decoder: UncausalDecoder,  # writes
     ):
-        super().__init__(options, encoder, self.decoder_class(
-            options, decoder.dictionary, decoder.embed_tokens))
+        super().__init__(options, encoder, decoder)
         if options.apply_bert_init:
             self.apply(bert_init)
 
@@ -234,7 +233,21 @@ class RefiningModel(TransformerModel):
         "Improve a draft."
         raise NotImplementedError(f'{type(self).__name__}.refine')
 
-# %% ../../nbs/models/375_refining.ipynb #0c53129b
+# %% ../../nbs/models/375_refining.ipynb #089ca67d
+@patch(cls_method=True)
+def build_decoder(
+    cls: RefiningModel,
+    options: RefiningOptions,  # all sizes
+    dictionary: Dictionary,  # of the target
+    embed_tokens: nn.Embedding,  # (V, decoder_input_dim)
+) -> UncausalDecoder:  # writes
+    "Make the decoder; errors when it shall not score all words."
+    if options.adaptive_softmax_cutoff is not None:
+        raise SeqlitError('--adaptive-softmax-cutoff: a model that refines needs '
+                          'scores of all words at once; leave it out')
+    return cls.decoder_class(options, dictionary, embed_tokens)
+
+
 @patch
 def check_training(
     self: RefiningModel,

@@ -7,7 +7,7 @@ __all__ = ['EncoderOptions', 'DecoderOptions', 'StackOptions', 'TransformerOptio
            'TransformerDecoder', 'AdaptiveTransformerDecoder', 'check_sharing', 'TransformerModel', 'keep_layers',
            'upgrade_half']
 
-# %% ../../nbs/models/310_transformer.ipynb #680021d1
+# %% ../../nbs/models/310_transformer.ipynb #e8ecbde6
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -22,8 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..base.config import Options, flag_of, option
 from ..base.errors import SeqlitError
 from ..data.dictionary import Dictionary
-from .embeddings import (
-    make_embedding, make_projection, read_vectors)
+from .embeddings import make_embedding, make_projection, new_columns
 from seqlit.models.model import (
     Encoder, EncoderDecoderModel, EncoderOut, IncrementalDecoder, register_architecture,
     register_model)
@@ -190,7 +189,7 @@ class EmbeddedStack(nn.Module):
         has_norm = has_norm and (source or not o.no_decoder_final_norm)
         self.layer_norm = nn.LayerNorm(width) if has_norm else None
 
-# %% ../../nbs/models/310_transformer.ipynb #2692d7a8
+# %% ../../nbs/models/310_transformer.ipynb #2d7510bd
 @patch
 def embed(
     self: EmbeddedStack,
@@ -198,11 +197,7 @@ def embed(
     incremental_state: IncrementalState | None = None,  # given: new columns only
 ) -> Tensor:  # (B, T, D)
     "Vectors of tokens and their places."
-    done = 0 if incremental_state is None else incremental_state.step
-    if done and done >= tokens.size(1):
-        raise ValueError(f'{tokens.size(1)} columns, but {done} are decoded already: '
-                         'give the whole prefix with at least one new column')
-    x = self.embed_tokens(tokens[:, done:])
+    x = self.embed_tokens(new_columns(tokens, incremental_state))
     x = x * self.embed_scale if self.embed_scale != 1 else x
     if self.project_in_dim is not None:
         x = self.project_in_dim(x)
@@ -391,7 +386,7 @@ def check_sharing(
         raise SeqlitError('sharing embedding and output matrix needs one width, but '
                           f'they have {o.decoder_input_dim} and {o.decoder_output_dim}')
 
-# %% ../../nbs/models/310_transformer.ipynb #fe637bfa
+# %% ../../nbs/models/310_transformer.ipynb #7962a6d2
 @register_model('transformer', TransformerOptions)
 class TransformerModel(EncoderDecoderModel):
     "The Transformer for translation (Vaswani et al., 2017)."
@@ -424,10 +419,21 @@ class TransformerModel(EncoderDecoderModel):
             o.share_decoder_input_output_embed, writes = True, reads
         else:
             writes = make_embedding(target, o.decoder_input_dim, o.decoder_embed_path)
-        return cls(o, TransformerEncoder(o, source, reads),
+        return cls(o, cls.build_encoder(o, source, reads),
                    cls.build_decoder(o, target, writes))
 
-# %% ../../nbs/models/310_transformer.ipynb #0f0119ad
+# %% ../../nbs/models/310_transformer.ipynb #5eca4802
+@patch(cls_method=True)
+def build_encoder(
+    cls: TransformerModel,
+    options: TransformerOptions,  # all sizes
+    dictionary: Dictionary,  # of the source
+    embed_tokens: nn.Embedding,  # (V, encoder_embed_dim)
+) -> TransformerEncoder:  # reads
+    "Make the encoder; a model with another encoder makes it here."
+    return TransformerEncoder(options, dictionary, embed_tokens)
+
+
 @patch(cls_method=True)
 def build_decoder(
     cls: TransformerModel,

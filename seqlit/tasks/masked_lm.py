@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MaskedLMOptions', 'MaskedDataset', 'MaskedLMTask']
 
-# %% ../../nbs/tasks/625_masked_lm.ipynb #358c8f5c
-import os
+# %% ../../nbs/tasks/625_masked_lm.ipynb #7b172d7e
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +22,17 @@ from ..data.collate import flatten_rows, pad_rows
 from ..data.datasets import SequenceDataset, SequenceList, TokenRows, gather_rows
 from ..data.dictionary import Dictionary
 from ..data.masking import MaskingOptions, TokenMasker, read_beginnings
-from .language_modeling import load_plain_dictionary, load_text
-from .task import Task, register_task
-from .translation import check_folder
+from ..models.model import BaseModel
+from ..search.generator import GenerationOptions
+from .language_modeling import PlainTextOptions, PlainTextTask, load_text
+from .task import register_task
 
-# %% ../../nbs/tasks/625_masked_lm.ipynb #c76f32f6
+# %% ../../nbs/tasks/625_masked_lm.ipynb #dc0d4eb8
 @dataclass
-class MaskedLMOptions(MaskingOptions):
+class MaskedLMOptions(PlainTextOptions, MaskingOptions):
     "Options of the task `masked_lm`; names and defaults as in fairseq."
-    data: str | None = option(
-        None, 'folder with binarised text; several, separated by a colon, are used in '
-        'turn, one an epoch', positional=True)
     sample_break_mode: str = option('none', 'where blocks end', choices=BREAK_MODES)
     tokens_per_sample: int = option(1024, 'most tokens in a block, <s> included')
-    shorten_method: str = option('none', 'how to shorten rows that are longer',
-                                 choices=('none', 'truncate', 'random_crop'))
-    shorten_data_split_list: str = option(
-        '', 'sets to shorten, separated by commas; all unless given')
     word_beginnings: str | None = option(
         None, 'file with the symbols that begin a word, one a line', metavar='FILE')
     include_target_tokens: bool = option(
@@ -47,7 +40,6 @@ class MaskedLMOptions(MaskingOptions):
     include_index: bool = option(
         True, 'without effect here: batches always have the numbers of their blocks')
     skip_masking: bool = option(False, 'hide nothing, ask for everything')
-    seed: int = option(1, 'where random numbers begin')
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +47,7 @@ class MaskedLMOptions(MaskingOptions):
             raise SeqlitError(f'--tokens-per-sample {self.tokens_per_sample}: a block '
                               'needs room for <s> and at least one token')
 
-# %% ../../nbs/tasks/625_masked_lm.ipynb #395cd9d5
+# %% ../../nbs/tasks/625_masked_lm.ipynb #6607d996
 class MaskedDataset(SequenceDataset):
     "Rows of tokens, with some hidden."
 
@@ -72,7 +64,13 @@ class MaskedDataset(SequenceDataset):
         self.sizes, self.epoch = rows.sizes + 1, 1
 
     def __len__(self) -> int: return len(self.rows)
-    def set_epoch(self, epoch): self.epoch = epoch
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+        rows = self.rows.stream.rows if isinstance(
+            self.rows, TokenBlockDataset) else None
+        if isinstance(rows, ShortenedDataset):
+            rows.set_epoch(epoch)
 
     def __getitem__(self, index):
         read, wanted, _ = self.pieces(np.array([index]))
@@ -138,9 +136,9 @@ def ordered_indices(
     order = np.random.permutation(count) if self.shuffle else np.arange(count)
     return np.lexsort([order, self.sizes])
 
-# %% ../../nbs/tasks/625_masked_lm.ipynb #8309c69e
+# %% ../../nbs/tasks/625_masked_lm.ipynb #acdec31e
 @register_task('masked_lm', MaskedLMOptions)
-class MaskedLMTask(Task):
+class MaskedLMTask(PlainTextTask):
     "Guess hidden tokens of a text."
 
     def __init__(
@@ -156,57 +154,42 @@ class MaskedLMTask(Task):
         self.masker = None if options.skip_masking else TokenMasker(
             options, dictionary, self.mask_index, options.seed, marks)
 
-    @classmethod
-    def setup_task(
-        cls,
-        options: MaskedLMOptions,  # `data` set
-    ) -> 'MaskedLMTask':  # a task with a dictionary and no data yet
-        "Load the dictionary."
-        if options.data is None:
-            raise SeqlitError('no data folder given; it is the first argument, the '
-                              'folder that seqlit-preprocess wrote')
-        return cls(options, load_plain_dictionary(
-            Path(options.data.split(os.pathsep)[0])))
-
-# %% ../../nbs/tasks/625_masked_lm.ipynb #7bf41b90
+# %% ../../nbs/tasks/625_masked_lm.ipynb #1234f972
 @patch
 def load_dataset(
     self: MaskedLMTask,
     split: str,  # 'train', 'valid' ...
-    epoch: int = 1,  # chooses among several folders, and stretches of long rows
+    epoch: int = 1,  # chooses among several folders
     combine: bool = False,  # read train1, train2 ... as well
 ) -> MaskedDataset:  # also kept in `self.datasets`
     "Load one split and cut it into blocks."
     o, dictionary = self.options, self.source_dictionary
-    folders = [Path(f) for f in o.data.split(os.pathsep)]
-    folder = folders[(epoch - 1) % len(folders)] if split == 'train' else folders[0]
-    rows = load_text(check_folder(folder), split, dictionary, combine=combine)
-    shortened = o.shorten_data_split_list.split(',') if o.shorten_data_split_list \
-        else [split]
-    room = o.tokens_per_sample - 1  # one is for <s>
-    if o.shorten_method != 'none' and split in shortened:
-        rows = ShortenedDataset(rows, room, o.shorten_method == 'random_crop', o.seed)
-        rows.set_epoch(epoch)
+    folder, room = self.folder(split, epoch), o.tokens_per_sample - 1  # one is for <s>
+    rows = load_text(folder, split, dictionary, combine=combine)
+    rows = o.shorten(rows, split, room)
     blocks = TokenBlockDataset(rows, room, dictionary.pad(), dictionary.eos(),
                                o.sample_break_mode)
     self.datasets[split] = MaskedDataset(blocks, self.masker, dictionary,
                                          include_target_tokens=o.include_target_tokens)
     return self.datasets[split]
 
-# %% ../../nbs/tasks/625_masked_lm.ipynb #6567197c
-@patch
-def has_sharded_data(
-    self: MaskedLMTask,
-    split: str,  # 'train' ...
-) -> bool:  # True when several folders take turns
-    "Whether each epoch has data of its own."
-    return split == 'train' and os.pathsep in self.options.data
-
-
+# %% ../../nbs/tasks/625_masked_lm.ipynb #7d4a5602
 @patch
 def max_positions(self: MaskedLMTask) -> int:
     "The longest block in tokens."
     return self.options.tokens_per_sample
+
+
+@patch
+def build_generator(
+    self: MaskedLMTask,
+    models: list[BaseModel],  # of this task
+    options: GenerationOptions,  # of a search
+):
+    "There is nothing to generate; errors say what fills holes."
+    raise SeqlitError('this model guesses hidden words and writes no text: '
+                      'MaskFiller.load(PATH) fills the holes of a text, and '
+                      'seqlit-validate judges the guesses')
 
 
 @patch

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'SentenceTaskOptions', 'JoinedRows', 'read_labels', 'read_numbers', 'write_sentence_data', 'known_or_new',
-           'write_rows', 'SentenceDataset', 'SentencePredictionTask']
+           'write_rows', 'SentenceDataset', 'SentenceTask', 'SentencePredictionTask']
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #b0a6ddd6
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #c1c1f908
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,18 @@ from ..data.datasets import SequenceDataset, SequenceList, TokenRows, gather_row
 from ..data.dictionary import Dictionary
 from ..data.indexed import IndexedWriter, best_dtype, dataset_exists
 from ..models.model import BaseModel
-from .language_modeling import load_plain_dictionary, load_text
+from ..search.generator import GenerationOptions
+from .language_modeling import (
+    ShortenOptions, load_plain_dictionary, load_text)
 from .task import Task, register_task
+from ..train.criterions import CRITERIONS, Criterion, CrossEntropyCriterion
+from ..train.masked_loss import MaskedLMCriterion
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #3d53ac14
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #cee8ad6b
 @dataclass
-class SentenceTaskOptions(Options):
+class SentenceTaskOptions(ShortenOptions):
     "Options of the task `sentence_prediction`; names and defaults as in fairseq."
     data: str | None = option(
         None, 'folder with input0, label and, for pairs, input1', positional=True)
@@ -41,10 +45,6 @@ class SentenceTaskOptions(Options):
     init_token: int | None = option(None, 'token in front of the first sentence')
     separator_token: int | None = option(None, 'token in front of the second')
     no_shuffle: bool = option(False, 'keep the order of the sentences')
-    shorten_method: str = option('none', 'how to shorten sentences that are longer',
-                                 choices=('none', 'truncate', 'random_crop'))
-    shorten_data_split_list: str = option(
-        '', 'sets to shorten, separated by commas; all unless given')
     truncate_sequence: bool = option(False, 'old name of --shorten-method truncate')
     add_prev_output_tokens: bool = option(
         False, 'give the sentence to a decoder as well, as BART needs it')
@@ -52,7 +52,6 @@ class SentenceTaskOptions(Options):
     regression_target: bool = option(False, 'targets are numbers, not classes')
     classification_head_name: str = option(
         'sentence_classification_head', 'the head that gives the scores')
-    seed: int = option(1, 'where random numbers begin')
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,9 +252,56 @@ def ordered_indices(
     "A random order, whatever their lengths, or the order as it is."
     return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #f672e813
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #3712c83f
+class SentenceTask(Task):
+    "Base of tasks that give one answer a sentence."
+
+    def add_head(
+        self,
+        model: BaseModel,  # one that may have heads
+        architecture: str,  # its name, for the message
+        name: str,  # of the head
+        scores: int,  # that the head gives
+    ) -> BaseModel:  # the model
+        "Give a model a head; errors when it cannot have one."
+        try:
+            register = model.register_classification_head
+        except AttributeError:
+            raise SeqlitError(f'--arch {architecture} has no classification heads; '
+                              'classifier, roberta and bart have') from None
+        register(name, scores)
+        return model
+
+    def build_criterion(
+        self,
+        options: Options,  # the criterion's own; `_name` is its name
+    ) -> Criterion:  # judges labels
+        "Make the criterion; errors when it judges words."
+        if issubclass(CRITERIONS.get(options._name), (CrossEntropyCriterion,
+                                                      MaskedLMCriterion)):
+            raise SeqlitError(f'--criterion {options._name} judges words, but a label '
+                              'is one answer a sentence: train with --criterion '
+                              'sentence_prediction or sentence_ranking')
+        return Task.build_criterion(self, options)
+
+    def max_positions(self) -> int:
+        "The longest input in tokens."
+        return self.options.max_positions
+
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #fae159ce
+@patch
+def build_generator(
+    self: SentenceTask,
+    models: list[BaseModel],  # of this task
+    options: GenerationOptions,  # of a search
+):
+    "There is nothing to generate; errors say where answers are."
+    raise SeqlitError('this model gives labels and writes no text: seqlit-validate '
+                      'judges it, and SentenceClassifier.load(PATH) answers')
+
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #165f96c7
 @register_task('sentence_prediction', SentenceTaskOptions)
-class SentencePredictionTask(Task):
+class SentencePredictionTask(SentenceTask):
     "Say a class or a number of a sentence or a pair."
 
     def __init__(
@@ -294,34 +340,23 @@ def label_names(
     numbered = list(zip(self.label_dictionary.symbols, self.label_dictionary.count))
     return [name for name, n in numbered[self.label_dictionary.nspecial:] if n > 0]
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #9651ba4c
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #b6a507fe
 @patch
 def build_model(
     self: SentencePredictionTask,
     options: Options,  # the model's; `_name` is the architecture
 ) -> BaseModel:  # with a head for this task
-    "Make the model and its head; errors when it cannot have one."
+    "Make the model and its head."
     model, o = Task.build_model(self, options), self.options
-    try:
-        register = model.register_classification_head
-    except AttributeError:
-        raise SeqlitError(f'--arch {options._name} has no classification heads; '
-                          'classifier, roberta and bart have') from None
-    register(o.classification_head_name, o.num_classes)
-    return model
+    return self.add_head(model, options._name, o.classification_head_name,
+                         o.num_classes)
 
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #f0ec662f
-@patch
-def max_positions(self: SentencePredictionTask) -> int:
-    "The longest input in tokens."
-    return self.options.max_positions
-
-# %% ../../nbs/tasks/630_sentence_prediction.ipynb #b5e6d57a
+# %% ../../nbs/tasks/630_sentence_prediction.ipynb #51da703d
 @patch
 def load_dataset(
     self: SentencePredictionTask,
     split: str,  # 'train', 'valid' ...
-    epoch: int = 1,  # for stretches of long sentences
+    epoch: int = 1,  # not used: the data is that of every epoch
     combine: bool = False,  # read train1, train2 ... as well
 ) -> SentenceDataset:  # also kept in `self.datasets`
     "Load one split."
@@ -331,12 +366,7 @@ def load_dataset(
     if dataset_exists(folder / 'input1' / split):
         parts.append(load_text(folder / 'input1', split, words, combine=combine))
     rows = JoinedRows(parts, [o.init_token, o.separator_token])
-    chosen = o.shorten_data_split_list.split(',') if o.shorten_data_split_list \
-        else [split]
-    if o.shorten_method != 'none' and split in chosen:
-        rows = ShortenedDataset(rows, o.max_positions,
-                                o.shorten_method == 'random_crop', o.seed)
-        rows.set_epoch(epoch)
+    rows = o.shorten(rows, split, o.max_positions)
     self.datasets[split] = SentenceDataset(
         rows, self.load_labels(split, combine), self.source_dictionary.pad(),
         not o.no_shuffle, o.add_prev_output_tokens)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RankingTaskOptions', 'CandidateDataset', 'SentenceRankingTask']
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #d9722bbd
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #66747d2c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,15 @@ from ..data.blocks import ShortenedDataset
 from ..data.datasets import SequenceDataset, TokenRows
 from ..data.dictionary import Dictionary
 from ..models.model import BaseModel
-from .language_modeling import load_plain_dictionary, load_text
+from .language_modeling import (
+    ShortenOptions, load_plain_dictionary, load_text)
 from .sentence_prediction import (
-    JoinedRows, SentenceDataset, SentencePredictionTask, read_numbers)
+    JoinedRows, SentenceDataset, SentenceTask, read_numbers)
 from .task import Task, register_task
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #5e1e9b10
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #070ca3aa
 @dataclass
-class RankingTaskOptions(Options):
+class RankingTaskOptions(ShortenOptions):
     "Options of the task `sentence_ranking`; names and defaults as in fairseq."
     data: str | None = option(
         None, 'folder with input0, input1 to inputN, and label', positional=True)
@@ -36,15 +37,10 @@ class RankingTaskOptions(Options):
     init_token: int | None = option(None, 'token in front of a candidate')
     separator_token: int | None = option(None, 'token in front of the context')
     no_shuffle: bool = option(False, 'keep the order of the sentences')
-    shorten_method: str = option('none', 'how to shorten rows that are longer',
-                                 choices=('none', 'truncate', 'random_crop'))
-    shorten_data_split_list: str = option(
-        '', 'sets to shorten, separated by commas; all unless given')
     max_option_length: int | None = option(None, 'most tokens of a candidate to read')
     max_positions: int = option(512, 'longest input in tokens')
     ranking_head_name: str = option(
         'sentence_classification_head', 'the head that gives the scores')
-    seed: int = option(1, 'where random numbers begin')
 
 # %% ../../nbs/tasks/631_sentence_ranking.ipynb #a5316e7b
 class CandidateDataset(SequenceDataset):
@@ -91,9 +87,9 @@ def ordered_indices(
     "A random order, or the order as it is."
     return self.parts[0].ordered_indices()
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #723aa9ea
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #77617aaa
 @register_task('sentence_ranking', RankingTaskOptions)
-class SentenceRankingTask(Task):
+class SentenceRankingTask(SentenceTask):
     "Choose the best of several candidates."
 
     def __init__(
@@ -123,12 +119,12 @@ class SentenceRankingTask(Task):
                               f'choice needs {max(options.num_classes, 2)}')
         return cls(options, load_plain_dictionary(folder / 'input0'))
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #d0a22901
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #22ad0842
 @patch
 def load_dataset(
     self: SentenceRankingTask,
     split: str,  # 'train', 'valid' ...
-    epoch: int = 1,  # for stretches of long rows
+    epoch: int = 1,  # not used: the data is that of every epoch
     combine: bool = False,  # read train1, train2 ... as well
 ) -> CandidateDataset:  # also kept in `self.datasets`
     "Load one split."
@@ -137,23 +133,18 @@ def load_dataset(
         load_text(folder / f'input{n}', split, words, combine=combine)
         for n in range(o.num_classes + 1)]
     first, sets = [o.init_token, o.separator_token], []
-    chosen = o.shorten_data_split_list.split(',') if o.shorten_data_split_list \
-        else [split]
     for rows in candidates:
         if o.max_option_length is not None:
             rows = ShortenedDataset(rows, o.max_option_length)
         rows = JoinedRows([rows, context], first)
-        if o.shorten_method != 'none' and split in chosen:
-            rows = ShortenedDataset(rows, o.max_positions,
-                                    o.shorten_method == 'random_crop', o.seed)
-        sets.append(rows)
+        sets.append(o.shorten(rows, split, o.max_positions))
     path = folder / 'label' / f'{split}.label'
     answers = read_numbers(path).astype(np.int64) if path.is_file() else None
     self.datasets[split] = CandidateDataset(sets, answers, words.pad(),
                                             not o.no_shuffle)
     return self.datasets[split]
 
-# %% ../../nbs/tasks/631_sentence_ranking.ipynb #86fa1b81
+# %% ../../nbs/tasks/631_sentence_ranking.ipynb #27aebea6
 @patch
 def build_model(
     self: SentenceRankingTask,
@@ -161,11 +152,4 @@ def build_model(
 ) -> BaseModel:  # with a head of one score
     "Make the model and its head."
     model = Task.build_model(self, options)
-    model.register_classification_head(self.options.ranking_head_name, 1)
-    return model
-
-
-@patch
-def max_positions(self: SentenceRankingTask) -> int:
-    "The longest input in tokens."
-    return self.options.max_positions
+    return self.add_head(model, options._name, self.options.ranking_head_name, 1)

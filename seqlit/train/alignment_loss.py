@@ -63,7 +63,7 @@ def losses_and_attention(
             rows, epsilon, torch.is_grad_enabled(), chunk)
     return *found, len(rows), net_output[1]['attn']
 
-# %% ../../nbs/train/506_alignment_loss.ipynb #83af2022
+# %% ../../nbs/train/506_alignment_loss.ipynb #54b27501
 @register_criterion('label_smoothed_cross_entropy_with_alignment', AlignmentLossOptions)
 class AlignmentLossCriterion(LabelSmoothedCrossEntropyCriterion):
     "Label-smoothed cross-entropy, and attention that follows given alignments."
@@ -71,6 +71,10 @@ class AlignmentLossCriterion(LabelSmoothedCrossEntropyCriterion):
     def forward(self, model, sample):
         "Sum the losses of the batch's target tokens and links."
         o, links = self.options, sample.get('alignments')
+        if links is None and self.training:
+            raise SeqlitError('a batch has no word alignments: write them with '
+                              'seqlit-preprocess --align-suffix, and train with '
+                              '--load-alignments')
         loss, nll, right, tokens, attention = losses_and_attention(
             model, sample, self.padding_idx, o.label_smoothing, o.ignore_prefix_size)
         if attention is None:
