@@ -56,7 +56,7 @@ from .nn.adaptive import AdaptiveInput, AdaptiveSoftmax
 from .nn.convolutions import DynamicConv, LightweightConv, LinearizedConv
 from .nn.incremental import GrowingSlot, IncrementalState, RowSlot, SentenceSlot
 
-# %% ../nbs/cli/880_all.ipynb #1ba8af52
+# %% ../nbs/cli/880_all.ipynb #3b882114
 from .search.generator import GenerationOptions, SequenceGenerator
 from .search.refinement import RefinementGenerator
 from .search.scorers import SCORERS, Scorer
@@ -78,6 +78,7 @@ from .tasks.translation_lev import TranslationLevTask
 from .train.alignment_loss import alignment_error_rate
 from .train.checkpoints import load_checkpoint
 from .train.criterions import Criterion, register_criterion
+from .train.dashboards import Curves, Profile, TensorBoard, WeightsAndBiases
 from .train.loggers import follow
 from .train.lr_schedulers import LRScheduler, register_lr_scheduler
 from .train.optimizers import Optimizer, register_optimizer

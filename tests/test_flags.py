@@ -16,7 +16,7 @@ SECTIONS = {'COMMON': TRAIN, 'fairseq-train': TRAIN, 'fairseq-generate': GENERAT
             '--task translation (': TRAIN, '--arch transformer model': TRAIN, 'Optimizer `adam`': TRAIN, 'LR scheduler `fixed`': TRAIN,
             'LR scheduler `inverse_sqrt`': TRAIN, 'Criterion `label_smoothed_cross_entropy` ': TRAIN}
 # The default follows another option (None here), as fairseq's architecture functions do; or is a flag of another command's slot.
-FOLLOWS = {'--decoder-embed-dim', '--decoder-ffn-embed-dim', '--decoder-output-dim', '--max-tokens-valid', '--batch-size-valid'}
+FOLLOWS = {'--distributed-world-size', '--distributed-num-procs', '--decoder-embed-dim', '--decoder-ffn-embed-dim', '--decoder-output-dim', '--max-tokens-valid', '--batch-size-valid'}
 
 
 def declared(command, chosen: str = '') -> dict[str, object]:
@@ -70,4 +70,4 @@ def test_what_is_named_as_missing_is_missing():
     have = set().union(*(declared(command) for command in (TRAIN, GENERATE, INTERACTIVE)))
     for topic, flags in FAIRSEQ_FLAGS.items():
         assert not flags & have, (topic, flags & have)
-    assert '--tensorboard-logdir' in FAIRSEQ_FLAGS['every command'] and hasattr(IgnoredOptions(), 'fp16')
+    assert '--tpu' in FAIRSEQ_FLAGS['every command'] and hasattr(IgnoredOptions(), 'fp16')

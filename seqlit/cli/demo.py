@@ -302,7 +302,7 @@ def demo(
     print(report(made, steps))
     return made
 
-# %% ../../nbs/cli/850_demo.ipynb #21e10db3
+# %% ../../nbs/cli/850_demo.ipynb #2243abd9
 def _run_steps(
     folder: Path,  # where everything is
     corpus: Corpus,  # the text in it
@@ -318,7 +318,7 @@ def _run_steps(
     print(generated.result(), '', *_cutting_lines(folder), sep='\n')
     _tell_command('score', steps, gap='')
     scorer = score_test(steps['score'], generated.translations)
-    print(scorer.result_string())
+    print(f'signature: {scorer.signature()}', scorer.result_string(), sep='\n')
     return DemoResult(folder, corpus, history, generated.translations, scorer, 0.)
 
 # %% ../../nbs/cli/850_demo.ipynb #b32250a3

@@ -16,25 +16,15 @@ def add_topic(
     "Add a topic to FAIRSEQ_FLAGS."
     FAIRSEQ_FLAGS[topic] = frozenset('--' + name for name in names.split())
 
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #86219eeb
+# %% ../../nbs/cli/780_fairseq_flags.ipynb #b4cd1c2f
 add_topic('every command', '''
-    aim-repo aim-run-hash tensorboard-logdir wandb-project azureml-logging tpu
-    fp16-no-flatten-grads on-cpu-convert-precision amp-batch-retries
-    all-gather-list-size model-parallel-size quantization-config-path profile
-    reset-logging suppress-crashes use-plasma-view plasma-path''')
-add_topic('data loading', '''
-    grouped-shuffling update-epoch-batch-itr update-ordered-indices-seed''')
+    aim-repo aim-run-hash azureml-logging tpu model-parallel-size
+    quantization-config-path''')
 add_topic('several processes', '''
-    distributed-world-size distributed-num-procs distributed-rank
-    distributed-backend distributed-init-method distributed-port device-id
-    local_rank distributed-no-spawn ddp-backend ddp-comm-hook bucket-cap-mb
-    fix-batches-to-gpus find-unused-parameters gradient-as-bucket-view
-    fast-stat-sync heartbeat-timeout broadcast-buffers slowmo-momentum
-    slowmo-base-algorithm localsgd-frequency nprocs-per-node pipeline-model-parallel
+    slowmo-momentum slowmo-base-algorithm localsgd-frequency pipeline-model-parallel
     pipeline-balance pipeline-devices pipeline-chunks pipeline-encoder-balance
     pipeline-encoder-devices pipeline-decoder-balance pipeline-decoder-devices
-    pipeline-checkpoint zero-sharding no-reshard-after-forward fp32-reduce-scatter
-    cpu-offload use-sharded-state not-fsdp-flatten-parameters''')
+    pipeline-checkpoint zero-sharding''')
 add_topic('optimization', '''
     use-bmuf debug-param-names''')
 add_topic('checkpoints', '''
@@ -43,13 +33,8 @@ add_topic('checkpoints', '''
 add_topic('generation', '''
     beam-mt max-len-a-mt max-len-b-mt lenpen-mt decoding-format no-seed-provided
     eos-token''')
-add_topic('task translation', '''
-    eval-bleu eval-bleu-args eval-bleu-detok eval-bleu-detok-args
-    eval-tokenized-bleu eval-bleu-remove-bpe eval-bleu-print-samples''')
 add_topic('task sentence_prediction', '''
     d2v2-multi''')
-
-# %% ../../nbs/cli/780_fairseq_flags.ipynb #62a6417d
 add_topic('model transformer', '''
     encoder-xformers-att-config decoder-xformers-att-config cross-self-attention
     quant-noise-pq quant-noise-pq-block-size quant-noise-scalar min-params-to-wrap
@@ -59,10 +44,10 @@ add_topic('model transformer_lm', '''
     char-embedder-highway-layers''')
 add_topic('optimizer adam', '''
     fp16-adam-stats''')
-add_topic('optimizer composite', '''
-    groups dynamic-groups''')
 add_topic('criterion ctc', '''
     wer-kenlm-model wer-lexicon wer-lm-weight wer-word-score wer-sil-weight wer-args''')
+
+# %% ../../nbs/cli/780_fairseq_flags.ipynb #4a017743
 add_topic('speech', '''
     ctc-weight pred-masked-weight pred-nomask-weight loss-weights log-keys
     latency-avg-weight latency-var-weight latency-avg-type latency-var-type
