@@ -20,6 +20,7 @@ from seqlit.train.lr_schedulers import LR_SCHEDULERS
 from seqlit.train.optimizers import AdamOptions
 from seqlit.train.options import CommonOptions, DatasetOptions, OptimizationOptions
 from seqlit.train.trainer import Trainer
+from seqlit.train.world import World
 
 
 class Backwards:
@@ -47,11 +48,12 @@ class Backwards:
     def load_state_dict(self, state): self.valid_epochs = state['valid_epochs']
 
     def get_batch_iterator(self, dataset, max_tokens=None, max_sentences=None, required_batch_size_multiple=1, seed=1, epoch=1,
-                           num_workers=0, data_buffer_size=0, **others):
+                           num_workers=0, data_buffer_size=0, num_shards=1, shard_id=0, **others):
         with numpy_seed(seed): indices = dataset.ordered_indices()
         batches = batch_by_size(indices, dataset.num_tokens_vec(indices), max_tokens=max_tokens, max_sentences=max_sentences,
                                 required_batch_size_multiple=required_batch_size_multiple)
-        return EpochBatchIterator(dataset, batches, seed=seed, epoch=epoch, num_workers=num_workers, buffer_size=data_buffer_size)
+        return EpochBatchIterator(dataset, batches, seed=seed, epoch=epoch, num_workers=num_workers, buffer_size=data_buffer_size,
+                                  num_shards=num_shards, shard_id=shard_id)
 
     def train_step(self, sample, model, criterion, optimizer, update_num=0, ignore_grad=False):
         loss, size, log = criterion(model, sample)
@@ -62,7 +64,7 @@ class Backwards:
     def reduce_metrics(self, logs, criterion): return batch_metrics(logs) | criterion.reduce_metrics(logs)
 
 
-def make_trainer(folder: Path, task: Backwards | None = None, **settings) -> Trainer:
+def make_trainer(folder: Path, task: Backwards | None = None, world: World | None = None, **settings) -> Trainer:
     "A trainer for the task; settings are options of any group."
     values = dict(save_dir=str(folder), cpu=True, log_interval=3, batch_size=12, num_workers=0, required_batch_size_multiple=1,
                   max_epoch=3, clip_norm=1., lr=0.01, adam_betas='(0.9, 0.98)', warmup_updates=5, label_smoothing=0.1,
@@ -74,7 +76,7 @@ def make_trainer(folder: Path, task: Backwards | None = None, **settings) -> Tra
              for name, n in dict(embed_dim=16, ffn_embed_dim=16, layers=1, attention_heads=2).items()}
     torch.manual_seed(cfg.common.seed)
     model = TransformerModel.build_model(TransformerOptions(**sizes, dropout=values['dropout']), task)
-    return Trainer(cfg, task, model, LabelSmoothedCrossEntropyCriterion.build_criterion(cfg.criterion, task))
+    return Trainer(cfg, task, model, LabelSmoothedCrossEntropyCriterion.build_criterion(cfg.criterion, task), world)
 
 
 if __name__ == '__main__':

@@ -112,7 +112,7 @@ def test_training_flags_that_are_wrong(data, tmp_path):
     refused(seqlit('train', data, '--arch', 'transfomer', '--optimizer', 'adam', check=False), "did you mean 'transformer'?")
     refused(seqlit('train', data, check=False), '--arch')
     refused(seqlit('train', data, *SMALL, '--label-smoothing', 0.1, check=False), 'belongs to --criterion label_smoothed_cross_entropy')
-    refused(seqlit('train', data, *SMALL, '--ddp-backend', 'c10d', check=False), 'does not have yet')
+    refused(seqlit('train', data, *SMALL, '--pipeline-chunks', '4', check=False), 'does not have yet')
     refused(seqlit('train', data, *SMALL, '--lr', 'fast', check=False), '--lr', 'fast')
     refused(seqlit('trian', check=False), "did you mean 'train'?")
 

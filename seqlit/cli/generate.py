@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['logger', 'GENERATION_SLOTS', 'GENERATE', 'build_translator', 'in_order', 'Generated', 'score_all', 'subset_batches',
-           'read_constraints', 'run_generate', 'tell_speed', 'generate', 'print_generated', 'main', 'results_file']
+           'read_constraints', 'translate_together', 'run_generate', 'generate', 'print_generated', 'main',
+           'results_file']
 
-# %% ../../nbs/cli/830_generate.ipynb #c9be4e27
+# %% ../../nbs/cli/830_generate.ipynb #01b51b96
 import heapq
 import logging
 import os
@@ -24,7 +25,8 @@ import seqlit.builtins  # registers all names
 from ..base.config import Config
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write, progress, read_lines
-from .common import Command, Slot, resolve, run_command
+from .common import Command, Slot, resolve
+from .workers import run_on_workers
 from ..data.text import BPES, TOKENIZERS, build_codec
 from ..hub.translator import (
     Translation, Translator, load_models, read_dict, source_texts)
@@ -33,10 +35,11 @@ from ..search.scorers import SCORERS, Scorer
 from ..tasks.task import TASKS
 from ..train.loggers import set_up_logging
 from ..train.options import CommonOptions, DatasetOptions
+from ..train.world import DistributedOptions, World
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/cli/830_generate.ipynb #d727b251
+# %% ../../nbs/cli/830_generate.ipynb #4177bd02
 GENERATION_SLOTS = (
     Slot('task', TASKS, 'what the models were trained for', default='translation'),
     Slot('scoring', SCORERS, 'how to score the output', default='bleu'),
@@ -45,8 +48,8 @@ GENERATION_SLOTS = (
 
 GENERATE = Command(
     'generate', 'Translate a binarised set and score the result.',
-    {'common': CommonOptions, 'dataset': DatasetOptions,
-     'generation': GenerationOptions}, GENERATION_SLOTS)
+    {'common': CommonOptions, 'distributed_training': DistributedOptions,
+     'dataset': DatasetOptions, 'generation': GenerationOptions}, GENERATION_SLOTS)
 
 
 def build_translator(
@@ -115,14 +118,15 @@ def score_all(
         scorer.add_string(decode(translation.reference), translation.outputs[0])
     return scorer
 
-# %% ../../nbs/cli/830_generate.ipynb #549db3fb
+# %% ../../nbs/cli/830_generate.ipynb #d21ece10
 def subset_batches(
     translator: Translator,  # with the set loaded
     options: DatasetOptions,  # budget and set
     seed: int,  # of the order of equally long sentences
-) -> Iterable[dict]:  # batches, short sentences first
+    world: World | None = None,  # workers that share them; None: this one alone
+) -> Iterable[dict]:  # batches, short sentences first; an empty one may be the last
     "The batches of the set to translate."
-    budget = options.max_tokens
+    budget, world = options.max_tokens, world or World()
     if budget is None and options.batch_size is None:
         budget = 12000
     return translator.task.get_batch_iterator(
@@ -130,7 +134,8 @@ def subset_batches(
         max_positions=translator.max_positions(),
         ignore_invalid_inputs=options.skip_invalid_size_inputs_valid_test,
         required_batch_size_multiple=options.required_batch_size_multiple,
-        num_shards=options.num_shards, shard_id=options.shard_id,
+        num_shards=options.num_shards * world.size,
+        shard_id=options.shard_id * world.size + world.rank,
         num_workers=options.num_workers, seed=seed).next_epoch(shuffle=False)
 
 # %% ../../nbs/cli/830_generate.ipynb #bcccd484
@@ -150,31 +155,47 @@ def read_constraints(
                           f'{sentences} sentences; each needs one, empty or not')
     return {i: line.split('\t') for i, line in enumerate(lines) if line}
 
-# %% ../../nbs/cli/830_generate.ipynb #71861bbe
+# %% ../../nbs/cli/830_generate.ipynb #c32d9f58
+def translate_together(
+    translator: Translator,  # each worker has one
+    batches: Iterable[dict],  # of this worker; as many as every other has
+    world: World,  # the workers
+    constraints: dict[int, list[str]],  # sentence -> phrases
+    texts: dict[int, str],  # sources as text
+) -> Iterator[Translation]:  # of all workers, each sentence once
+    "Translate a batch on each worker, and tell each other what was found."
+    for batch in batches:
+        mine = list(translator.translate_batches([batch], constraints, texts))
+        for found in world.gather(mine):
+            yield from found
+
+
 def run_generate(
     config: Config,  # of GENERATE
     emit: Callable[[Translation], None] = lambda translation: None,  # called in order
+    world: World | None = None,  # workers that share the set; None: this one alone
 ) -> Generated:  # translations and their score
     "What the command does; `emit` sees each translation as soon as its turn comes."
-    translator = build_translator(config)
+    world, translator = world or World(), build_translator(config)
     options, subset = config.generation, config.dataset.gen_subset
     dataset = translator.task.load_dataset(subset)
-    batches = subset_batches(translator, config.dataset, config.common.seed)
+    batches = subset_batches(translator, config.dataset, config.common.seed, world)
     constraints = read_constraints(options, len(dataset))
     began, translations = time.monotonic(), []
+    silent = config.common.no_progress_bar or not world.is_first
     shown = progress(batches, total=len(batches), desc=f'generate {subset}',
-                     unit='batch',
-                     enabled=False if config.common.no_progress_bar else None)
-    for translation in in_order(translator.translate_batches(
-            shown, constraints, source_texts(dataset))):
+                     unit='batch', enabled=False if silent else None)
+    for translation in in_order(translate_together(
+            translator, shown, world, constraints, source_texts(dataset))):
         emit(translation)
         translations.append(translation)
-    tell_speed(translations, time.monotonic() - began)
+    if world.is_first:
+        _tell_speed(translations, time.monotonic() - began)
     scorer = score_all(config, translations, translator.decode)
     return Generated(subset, options, translations, scorer)
 
-
-def tell_speed(
+# %% ../../nbs/cli/830_generate.ipynb #aa9fcb3d
+def _tell_speed(
     translations: list[Translation],  # all that were found
     seconds: float,  # for all of them
 ):
@@ -185,7 +206,7 @@ def tell_speed(
     logger.info('Translated %d sentences (%d tokens) in %.1fs (%.2f sentences/s, %.2f '
                 'tokens/s)', count, tokens, seconds, count / seconds, tokens / seconds)
 
-# %% ../../nbs/cli/830_generate.ipynb #6b3187d8
+# %% ../../nbs/cli/830_generate.ipynb #cf22f016
 def generate(
     data: str | Path,  # a data folder
     path: str | Path,  # a checkpoint, or several separated by colons
@@ -198,15 +219,19 @@ def generate(
 
 def print_generated(
     config: Config,  # of GENERATE
+    world: World,  # workers that share the set; the first one prints
 ):
     "Translate, and print fairseq's lines; with --results-path into a file."
+    if not world.is_first:
+        run_generate(config, world=world)
+        return
     options = config.generation
     set_up_logging(config.common, sys.stderr)
     with results_file(options.results_path, config.dataset.gen_subset) as file:
         def emit(translation):
             for line in () if options.quiet else translation.lines():
                 print(line, file=file, flush=True)
-        found = run_generate(config, emit)
+        found = run_generate(config, emit, world)
         if found.scorer is not None:
             logger.info('signature of the score: %s', found.scorer.signature())
         print(found.result(), file=file)
@@ -216,7 +241,7 @@ def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
     "The command `seqlit-generate`."
-    return run_command(GENERATE, argv, print_generated)
+    return run_on_workers(GENERATE, argv, print_generated, take_all=False)
 
 # %% ../../nbs/cli/830_generate.ipynb #098b4ecc
 @contextmanager

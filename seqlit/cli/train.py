@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'check_chosen', 'check_valid_subsets', 'build_trainer', 'make_trainer', 'train', 'main', 'run_training']
 
-# %% ../../nbs/cli/820_train.ipynb #2d8053e6
+# %% ../../nbs/cli/820_train.ipynb #8a9a32f3
 import os
 import re
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..tasks.task import TASKS
 from ..train.averaging import AveragingOptions
 from ..train.checkpoints import CheckpointOptions
 from ..train.criterions import CRITERIONS
+from ..train.dashboards import make_readers
 from ..train.loggers import follow, make_logger, set_up_logging
 from ..train.lr_schedulers import LR_SCHEDULERS
 from ..train.optimizers import OPTIMIZERS
@@ -78,7 +79,7 @@ def check_valid_subsets(
             'them with --valid-subset, join them with --combine-valid-subsets, or pass '
             'over them with --ignore-unused-valid-subsets')
 
-# %% ../../nbs/cli/820_train.ipynb #32fb907b
+# %% ../../nbs/cli/820_train.ipynb #05aae9d2
 def build_trainer(
     config: Config,  # of TRAIN
     world: World | None = None,  # the workers of the run; None: this process alone
@@ -108,9 +109,10 @@ def train(
     **options,  # as the flags of `seqlit-train`
 ) -> History:  # every loss and validation; `history.trainer` has the model
     "Train a model, shown as it happens."
-    return live(make_trainer(data, **options))
+    trainer = make_trainer(data, **options)
+    return live(trainer, readers=make_readers(trainer.cfg))
 
-# %% ../../nbs/cli/820_train.ipynb #1f058c33
+# %% ../../nbs/cli/820_train.ipynb #dd19938c
 def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
@@ -124,10 +126,11 @@ def run_training(
 ) -> int:  # 0, 130 after Ctrl-C, 143 after SIGTERM
     "Train, writing the log that was asked for."
     check_chosen(config)
+    readers = []
     if world.is_first:
         set_up_logging(config.common)
+        readers = [make_logger(config.common), *make_readers(config)]
     trainer = build_trainer(config, world)
-    readers = [make_logger(config.common)] if world.is_first else []
     with trainer.interruptible():
         stopped = follow(trainer, *readers)
     return {'interrupted': 130, 'terminated': 143}.get(stopped.reason, 0)

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..base.errors import SeqlitError
 from .batches import numpy_seed
 
-# %% ../../nbs/data/170_iterator.ipynb #cac57272
+# %% ../../nbs/data/170_iterator.ipynb #dbd9bd38
 class CountingIterator:
     "Counts what it gave; may begin in the middle."
 
@@ -44,6 +44,8 @@ class CountingIterator:
             raise StopIteration
         for item in self.items:
             self.n += 1
+            if self.n == self.total:  # the processes that read ahead may go
+                self.items = iter(())
             return item
         raise RuntimeError(f'{self.total} items were announced, only {self.n} came')
 

@@ -6,12 +6,13 @@
 __all__ = ['describe', 'PlainLines', 'Pace', 'LiveTraining', 'running_kernel', 'is_watched', 'shell_stream', 'WidgetMessages',
            'live']
 
-# %% ../../nbs/show/650_live.ipynb #262a06fa
+# %% ../../nbs/show/650_live.ipynb #e21959e7
 import asyncio
 import html
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
 from fastcore.basics import patch
@@ -278,10 +279,11 @@ def sort(
     message = session.deserialize(parts, copy=False)
     self.kernel.shell_handlers[kind](self.stream, senders, message)
 
-# %% ../../nbs/show/650_live.ipynb #09cd0da5
+# %% ../../nbs/show/650_live.ipynb #51a5f2e9
 def live(
     trainer: Trainer,  # ready to run, or stopped and to be continued
     widget: bool | None = None,  # None: a widget where somebody can see it
+    readers: Sequence[Callable[[Event], object]] = (),  # others who want to know
 ) -> History:  # losses, validations and checkpoints of the run
     "Run a trainer, and show it while it runs."
     kernel, history = running_kernel(), History(trainer=trainer)
@@ -289,7 +291,7 @@ def live(
     view = LiveTraining(trainer, history).show() if seen else PlainLines(history)
     try:
         with WidgetMessages(kernel if seen else None) as messages:
-            follow(trainer, history, view, messages)
+            follow(trainer, history, view, messages, *readers)
     finally:
         view.close()
     return history

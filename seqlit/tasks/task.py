@@ -166,7 +166,7 @@ def build_generator(
     "Make the search for this task's targets."
     return build_generator(models, self.target_dictionary, options)
 
-# %% ../../nbs/tasks/600_task.ipynb #c971fb83
+# %% ../../nbs/tasks/600_task.ipynb #a14d0bfa
 @patch
 def get_batch_iterator(
     self: Task,
@@ -182,6 +182,7 @@ def get_batch_iterator(
     num_workers: int = 0,  # processes that read ahead; 0 reads in this one
     epoch: int = 1,  # the epoch to begin with
     data_buffer_size: int = 0,  # batches to keep ready
+    grouped_shuffling: bool = False,  # keep the batches of one round together
 ) -> EpochBatchIterator:  # `next_epoch()` gives an epoch's batches
     "Order, filter and cut a dataset into batches."
     if isinstance(dataset, str):
@@ -193,7 +194,8 @@ def get_batch_iterator(
         required_batch_size_multiple=required_batch_size_multiple)
     return EpochBatchIterator(
         dataset, batches, seed=seed, num_shards=num_shards, shard_id=shard_id,
-        num_workers=num_workers, epoch=epoch, buffer_size=data_buffer_size)
+        num_workers=num_workers, epoch=epoch, buffer_size=data_buffer_size,
+        grouped_shuffling=grouped_shuffling)
 
 # %% ../../nbs/tasks/600_task.ipynb #2abbe11d
 @patch

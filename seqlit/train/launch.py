@@ -23,7 +23,7 @@ from typing import IO
 from ..base.errors import SeqlitError
 from .world import PlaceOptions
 
-# %% ../../nbs/train/552_launch.ipynb #c1d00e40
+# %% ../../nbs/train/552_launch.ipynb #30a15a51
 def free_port() -> int:  # of this machine
     "A port that nobody listens on."
     with socket.socket() as probe:
@@ -37,6 +37,7 @@ class Worker:
     rank: int  # its number, from 0
     process: subprocess.Popen  # as it was started
     notes: IO[bytes] | None  # what it wrote to its error stream; None: it was shown
+    gave_up: bool = False  # True: it was killed here, because another one had failed
 
     def last_words(self) -> str:
         "The last line of its error stream, without the name of the command."
@@ -72,7 +73,7 @@ def start_workers(
             env=common | {'RANK': str(rank), 'LOCAL_RANK': str(number)}), notes))
     return workers
 
-# %% ../../nbs/train/552_launch.ipynb #d144e0bd
+# %% ../../nbs/train/552_launch.ipynb #b9051f6d
 LOST_WORKERS = 3  # exit code of a worker that lost the others
 
 
@@ -84,7 +85,8 @@ def explain_end(
     failed = [w for w in workers if w.process.returncode not in fine]
     if not failed:
         return max(w.process.returncode for w in workers)
-    first = next((w for w in failed if w.process.returncode != LOST_WORKERS), failed[0])
+    found = [w for w in failed if not w.gave_up]
+    first = next((w for w in found if w.process.returncode != LOST_WORKERS), found[0])
     code = first.process.returncode
     if code == 2 and first.notes is None:
         return code
@@ -96,7 +98,7 @@ def explain_end(
     raise SeqlitError(f'worker {first.rank}: {reason}. The same command goes on from '
                       'the last checkpoint')
 
-# %% ../../nbs/train/552_launch.ipynb #d7ab0617
+# %% ../../nbs/train/552_launch.ipynb #bc3b0ea8
 def wait_for(
     workers: list[Worker],  # all that were started
     patience: float = 10.,  # seconds between the first failure and the end of all
@@ -109,6 +111,7 @@ def wait_for(
             due = time.monotonic() + patience
         if due is not None and time.monotonic() > due:
             for worker in workers:
+                worker.gave_up = worker.gave_up or worker.process.poll() is None
                 worker.process.kill()
         time.sleep(pause)
     return codes

@@ -281,7 +281,7 @@ def explain_not_finite(
             ' --lr, a longer --warmup-updates or --clip-norm may help; '
             '--max-nonfinite skips such updates')
 
-# %% ../../nbs/train/560_trainer.ipynb #44e3ff8b
+# %% ../../nbs/train/560_trainer.ipynb #8824b599
 @patch
 def train_iterator(
     self: Trainer,
@@ -294,7 +294,8 @@ def train_iterator(
         self.task.dataset(split), max_tokens=d.max_tokens, max_sentences=d.batch_size,
         max_positions=resolve_max_positions(
             self.task.max_positions(), self.model.max_positions(), d.max_tokens),
-        ignore_invalid_inputs=True, seed=self.cfg.common.seed, epoch=epoch,
+        ignore_invalid_inputs=True, epoch=epoch, grouped_shuffling=d.grouped_shuffling,
+        seed=self.cfg.common.seed + epoch * d.update_ordered_indices_seed,
         required_batch_size_multiple=d.required_batch_size_multiple,
         num_shards=self.world.size, shard_id=self.world.rank,
         num_workers=d.num_workers, data_buffer_size=d.data_buffer_size)
@@ -516,7 +517,7 @@ def load_optimizer(
         self.lr_scheduler.load_state_dict(last['lr_scheduler_state'])
     self.num_updates = last['num_updates']
 
-# %% ../../nbs/train/560_trainer.ipynb #7aa20900
+# %% ../../nbs/train/560_trainer.ipynb #bc9a070b
 @patch
 def restore(
     self: Trainer,
@@ -540,6 +541,7 @@ def restore(
         for subset in self.valid_subsets:
             self.task.load_dataset(
                 subset, epoch=1, combine=self.cfg.dataset.combine_valid_subsets)
+            self.valid_iterator(subset)  # sentences that are too long end the run now
     if self.world.is_first and not self.cfg.checkpoint.no_save:
         write_config_file(self.cfg.record(), self.manager.folder / 'config.yaml')
     self.started = time.time()
@@ -656,7 +658,7 @@ def next_update(
     return Update(self.epoch, self.num_updates, values, self.updates.n,
                   len(self.updates), report)
 
-# %% ../../nbs/train/560_trainer.ipynb #feb1158e
+# %% ../../nbs/train/560_trainer.ipynb #f8dec760
 @patch
 def report(
     self: Trainer,
@@ -678,7 +680,8 @@ def end_epoch(
         self.epochs.load_state_dict(self.epochs.state_dict())
         return event
     self.meters['train'].reset()
-    if self.task.has_sharded_data(self.cfg.dataset.train_subset):
+    d = self.cfg.dataset
+    if d.update_epoch_batch_itr or self.task.has_sharded_data(d.train_subset):
         self.epochs = self.train_iterator(self.epochs.next_epoch_index)
     return event
 

@@ -6,12 +6,12 @@
 __all__ = ['PlaceOptions', 'DistributedOptions', 'Place', 'first_host', 'find_place', 'LostWorkers', 'is_lost', 'talking', 'move',
            'World', 'joined']
 
-# %% ../../nbs/train/550_world.ipynb #ebd810a8
+# %% ../../nbs/train/550_world.ipynb #11f43c8c
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -20,15 +20,14 @@ import torch.distributed as dist
 from ..base.config import Options, flag_of, option
 from ..base.errors import SeqlitError
 
-# %% ../../nbs/train/550_world.ipynb #6a4e310f
+# %% ../../nbs/train/550_world.ipynb #1e26cfcb
 @dataclass
 class PlaceOptions(Options):
     "Which processes share a run, and where they meet; names as in fairseq."
     distributed_world_size: int | None = option(
         None, 'processes that share the run; one for each visible GPU unless given')
     distributed_num_procs: int | None = option(
-        None, 'of these, how many to start on this machine; all unless given',
-        flags=('--nprocs-per-node',))
+        None, 'of these, how many to start on this machine; all unless given')
     distributed_rank: int = option(0, 'number of the first process on this machine')
     distributed_backend: str = option(
         'nccl', 'how GPUs talk to each other; CPUs always use gloo')
@@ -53,7 +52,7 @@ class PlaceOptions(Options):
             raise SeqlitError(f'--distributed-init-method {address}: expected '
                               'tcp://HOST:PORT, file://PATH or env://')
 
-# %% ../../nbs/train/550_world.ipynb #346db57d
+# %% ../../nbs/train/550_world.ipynb #0cc20197
 @dataclass
 class DistributedOptions(PlaceOptions):
     "How several processes share a run; names and defaults as in fairseq."
@@ -75,6 +74,7 @@ class DistributedOptions(PlaceOptions):
         False, 'accepted for old scripts: statistics are always sent together')
     fix_batches_to_gpus: bool = option(
         False, 'accepted for old scripts: it would save nothing here')
+    nprocs_per_node: int = option(1, 'accepted for old scripts: it was for slowmo')
     no_reshard_after_forward: bool = option(
         False, 'fully_sharded: keep layers whole until their backward pass')
     fp32_reduce_scatter: bool = option(
@@ -165,9 +165,9 @@ def talking(
         raise LostWorkers(f'worker {rank} lost the others; the reason is with the one '
                           f'that ended first ({last})') from error
 
-# %% ../../nbs/train/550_world.ipynb #f1d537bb
+# %% ../../nbs/train/550_world.ipynb #bc6c3d4f
 def move(
-    value: object,  # tensors in dictionaries, lists and tuples, or anything else
+    value: object,  # tensors in dictionaries, lists, tuples and records, or anything
     device: torch.device,  # where to put them
 ) -> object:  # the same there
     "Move all tensors; a copy to the GPU overlaps with the CPU's work."
@@ -177,6 +177,9 @@ def move(
         return {k: move(v, device) for k, v in value.items()}
     if type(value) in (list, tuple):
         return type(value)(move(v, device) for v in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: move(vars(value)[f.name], device)
+                                 for f in fields(value)})
     return value
 
 # %% ../../nbs/train/550_world.ipynb #d1f46bd4
