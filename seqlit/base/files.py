@@ -40,19 +40,21 @@ def atomic_write(
                               'written, what was there has not changed') from error
         raise
 
-# %% ../../nbs/base/040_files.ipynb #ff572d44
+# %% ../../nbs/base/040_files.ipynb #ddf8cd0b
 def check_errors(
     errors: str,  # 'strict' or 'replace'
+    flag: str = '--errors',  # where it was given, for the message
 ) -> str:  # the same
     "The two ways to treat bytes that are not UTF-8."
     if errors not in ('strict', 'replace'):
-        raise SeqlitError(f"--errors {errors}: expected 'strict' or 'replace'")
+        raise SeqlitError(f"{flag} {errors}: expected 'strict' or 'replace'")
     return errors
 
 
 def read_lines(
     path: str | Path,  # a text file
     errors: str = 'strict',  # 'replace' turns undecodable bytes into U+FFFD
+    flag: str = '--errors',  # where to say so, for messages
 ) -> Iterator[str]:  # the lines, without their line ends
     "The lines of a UTF-8 file; errors name the file and the line."
     path = Path(path)
@@ -61,9 +63,9 @@ def read_lines(
         raise SeqlitError(f'{path}: {what}')
     with open(path, 'rb') as file:
         for number, raw in enumerate(raw_lines(file), start=1):
-            yield decode_line(raw, path, number, check_errors(errors))
+            yield decode_line(raw, path, number, check_errors(errors, flag), flag)
 
-# %% ../../nbs/base/040_files.ipynb #15504f66
+# %% ../../nbs/base/040_files.ipynb #3bd41bb6
 def raw_lines(
     file: IO[bytes],  # an open file
 ) -> Iterator[bytes]:  # lines without their ends
@@ -77,6 +79,7 @@ def decode_line(
     path: str | Path,  # its file, for the message
     number: int,  # its number, from 1
     errors: str = 'strict',  # or 'replace'
+    flag: str = '--errors',  # where to say so, for the message
 ) -> str:  # the text
     "One line as text; errors say where the first bad byte is and what to do."
     if b'\0' in raw:
@@ -88,7 +91,7 @@ def decode_line(
         raise SeqlitError(
             f'{path}, line {number}: byte 0x{raw[error.start]:02x} at position '
             f'{error.start} is not valid UTF-8; convert the file, or go on with '
-            "--errors replace") from None
+            f'{flag} replace') from None
 
 # %% ../../nbs/base/040_files.ipynb #744c175e
 def progress(

@@ -6,11 +6,13 @@
 __all__ = ['VALUES', 'FUNCTIONS', 'RECORDS', 'Record', 'plain', 'contents', 'rebuild_tensor', 'rebuild_number', 'SafeUnpickler',
            'read_zip', 'read_legacy', 'load_checkpoint_file']
 
-# %% ../../nbs/base/050_unpickle.ipynb #4be662ab
+# %% ../../nbs/base/050_unpickle.ipynb #a2a46ad5
 import collections
+import io
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -19,7 +21,7 @@ import torch
 
 from .errors import SeqlitError
 
-# %% ../../nbs/base/050_unpickle.ipynb #ca06327e
+# %% ../../nbs/base/050_unpickle.ipynb #70332ab9
 class Record:
     "What is left of an object whose class is not loaded: arguments and state."
     path = ''  # the class that the pickle named: 'argparse.Namespace'
@@ -36,17 +38,24 @@ class Record:
         "Keep the state as it is."
         self.state = state
 
+# %% ../../nbs/base/050_unpickle.ipynb #c92b61c3
+_MOST = 5_000_000  # items; the checkpoint of a large model has some ten thousand
+
 
 def plain(
     value: object,  # anything a checkpoint holds
+    room: Iterator[int] | None = None,  # gives one number an item; None: five million
 ) -> object:  # the same made of dictionaries, lists, tuples, sets, numbers and tensors
     "Replace records by what they hold, at every depth."
+    room = iter(range(_MOST)) if room is None else room
+    if next(room, None) is None:
+        raise ValueError('it stands for more items than a checkpoint has')
     if isinstance(value, Record):
-        return plain(contents(value))
+        return plain(contents(value), room)
     if isinstance(value, dict):
-        return {plain(k): plain(v) for k, v in value.items()}
+        return {plain(k, room): plain(v, room) for k, v in value.items()}
     if isinstance(value, (list, set, frozenset)) or type(value) is tuple:
-        return type(value)(plain(v) for v in value)
+        return type(value)(plain(v, room) for v in value)
     return value
 
 
@@ -83,10 +92,19 @@ def rebuild_number(
     import numpy as np
     return np.frombuffer(raw, dtype=np.dtype(dtype.args[0]))[0].item()
 
-# %% ../../nbs/base/050_unpickle.ipynb #483b5771
+# %% ../../nbs/base/050_unpickle.ipynb #2239e6c4
+def _of_text(
+    kind: type,  # bytearray, bytes or str
+    *given: str | bytes,  # what a pickle calls it with: text, and an encoding
+) -> bytearray | bytes | str:  # no longer than what was given
+    "Text as text: `bytes(10 ** 12)` would be that many zeros."
+    if not all(isinstance(part, (str, bytes)) for part in given):
+        raise ValueError(f'{kind.__name__} of something that is not text')
+    return kind(*given)
+
+# %% ../../nbs/base/050_unpickle.ipynb #2dab2d16
 VALUES = {f'builtins.{kind.__name__}': kind for kind in (
-    bool, bytearray, bytes, complex, dict, float, frozenset, int, list, set, str,
-    tuple)}
+    bool, complex, dict, float, frozenset, int, list, set, tuple)}
 VALUES |= {'builtins.long': int, 'torch.Size': tuple,
            'collections.OrderedDict': collections.OrderedDict,
            'collections.defaultdict': collections.defaultdict}
@@ -107,6 +125,8 @@ FUNCTIONS = {
     'torch._utils._rebuild_parameter_with_state': lambda data, *rest: data,
     'numpy.core.multiarray.scalar': rebuild_number,
     'numpy._core.multiarray.scalar': rebuild_number}
+FUNCTIONS |= {f'builtins.{kind.__name__}': partial(_of_text, kind)
+              for kind in (bytearray, bytes, str)}
 
 RECORDS = ('argparse.Namespace', 'enum.', 'fairseq.', 'fairseq_cli.', 'hydra.',
            'numpy.dtype', 'omegaconf.', 'operator.getitem', '_operator.getitem',
@@ -152,29 +172,75 @@ class SafeUnpickler(pickle.Unpickler):
         view = pid[5] if len(pid) > 5 else None
         return found if view is None else found[view[1]:view[1] + view[2]]
 
-# %% ../../nbs/base/050_unpickle.ipynb #9da05017
+# %% ../../nbs/base/050_unpickle.ipynb #656b78d4
+_GROWING = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD')
+
+
+def _check_program(
+    file: IO[bytes],  # stands at the beginning of a pickle, and does so again after
+):
+    "Raise for a pickle that would need far more memory or time than it is long."
+    stack, memo, work, start = [], {}, 0, file.tell()
+    for code, argument, at in pickletools.genops(file):
+        if code.name.endswith('PUT') or code.name == 'MEMOIZE':
+            number = len(memo) if argument is None else argument
+            if number > at - start:
+                raise ValueError(f'object number {number} after {at - start} bytes')
+            memo[number] = stack[-1]
+        elif code.name.endswith('GET'):
+            stack.append(memo[argument])
+        else:
+            taken = _take(stack, code.stack_before)
+            work += sum(taken[:-1] if code.name in _GROWING else taken)
+            if work > _MOST:
+                raise ValueError('it stands for more items than a checkpoint has')
+            after = 0 if code.name == 'MARK' else 1 + sum(taken)
+            stack += [after] * len(code.stack_after)
+    file.seek(start)
+
+
+def _take(
+    stack: list[int],  # what each object stands for; 0 is a mark
+    before: list,  # what an instruction takes: `pickletools` lists it
+) -> list[int]:  # the topmost first
+    "Take from a stack what an instruction takes."
+    taken, fixed = [], len(before)
+    if pickletools.markobject in before:
+        fixed = before.index(pickletools.markobject)
+        while item := stack.pop():
+            taken.append(item)
+    return taken + [stack.pop() for _ in range(fixed)]
+
+# %% ../../nbs/base/050_unpickle.ipynb #e690dcbd
 def read_zip(
     path: str | Path,  # a file written by torch 1.6 or later
+    tensors: bool = True,  # False: shapes and types without numbers, which is fast
 ) -> object:  # what was saved, with records
     "Read the zip format; each entry's checksum is verified on the way."
     with zipfile.ZipFile(path) as archive:
+        if sum(e.file_size for e in archive.infolist()) > Path(path).stat().st_size:
+            raise ValueError('its parts are larger than the file; torch does not '
+                             'compress, so it did not write this')
         name = next(n for n in archive.namelist() if n.endswith('data.pkl'))
         root, storages = name.removesuffix('data.pkl'), {}
 
         def storage(dtype, key, size):
-            if key not in storages and size == 0:
-                storages[key] = torch.empty(0, dtype=dtype)
+            if key not in storages and (size == 0 or not tensors):
+                device = 'cpu' if tensors else 'meta'
+                storages[key] = torch.empty(size, dtype=dtype, device=device)
             elif key not in storages:
                 raw = bytearray(archive.read(f'{root}data/{key}'))
                 storages[key] = torch.frombuffer(raw, dtype=dtype)
             return storages[key]
 
-        with archive.open(name) as file:
-            return SafeUnpickler(file, storage, path).load()
+        file = io.BytesIO(archive.read(name))
+        _check_program(file)
+        return SafeUnpickler(file, storage, path).load()
 
-# %% ../../nbs/base/050_unpickle.ipynb #1db59594
+# %% ../../nbs/base/050_unpickle.ipynb #857bd19f
 def read_legacy(
     path: str | Path,  # a file written before torch 1.6
+    tensors: bool = True,  # False: shapes and types without numbers
 ) -> object:  # what was saved, with records
     "Read the older format: pickles first, then each storage's length and numbers."
     storages, room = {}, Path(path).stat().st_size
@@ -182,23 +248,30 @@ def read_legacy(
     def storage(dtype, key, size):
         if not 0 <= size * dtype.itemsize <= room:
             raise ValueError(f'a tensor of {size} numbers in a file of {room} bytes')
-        return storages.setdefault(key, torch.empty(size, dtype=dtype))
+        return storages.setdefault(key, torch.empty(
+            size, dtype=dtype, device='cpu' if tensors else 'meta'))
+
+    def part():
+        _check_program(file)
+        return SafeUnpickler(file, storage, path).load()
 
     with open(path, 'rb') as file:
-        part = partial(SafeUnpickler, file, storage, path)
-        if part().load() != 0x1950a86a20f9469cfc6c:
+        if part() != 0x1950a86a20f9469cfc6c:
             raise ValueError('no mark of torch at its beginning')
-        _, _, result = part().load(), part().load(), part().load()
-        for key in part().load():
-            count = int.from_bytes(file.read(8), 'little')
-            raw = bytearray(file.read(count * storages[key].itemsize))
+        _, _, result = part(), part(), part()
+        for key in part() if tensors else ():
+            count, mine = int.from_bytes(file.read(8), 'little'), storages[key]
+            if count != len(mine):
+                raise ValueError(f'{count} numbers for a tensor of {len(mine)}')
+            raw = bytearray(file.read(count * mine.itemsize))
             if count:
-                storages[key].copy_(torch.frombuffer(raw, dtype=storages[key].dtype))
+                mine.copy_(torch.frombuffer(raw, dtype=mine.dtype))
     return result
 
-# %% ../../nbs/base/050_unpickle.ipynb #82b4c017
+# %% ../../nbs/base/050_unpickle.ipynb #6922e297
 def load_checkpoint_file(
     path: str | Path,  # a checkpoint of seqlit, of fairseq, or any `torch.save` of data
+    tensors: bool = True,  # False: without numbers; quick, but damage goes unseen
 ) -> dict:  # dictionaries, lists, numbers, text and tensors on the CPU
     "Read a checkpoint without running anything in it."
     path = Path(path)
@@ -208,7 +281,7 @@ def load_checkpoint_file(
     with open(path, 'rb') as file:
         zipped = file.read(2) == b'PK'
     try:
-        return plain(read_zip(path) if zipped else read_legacy(path))
+        return plain((read_zip if zipped else read_legacy)(path, tensors))
     except SeqlitError:
         raise
     except MemoryError as error:

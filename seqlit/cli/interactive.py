@@ -21,7 +21,7 @@ from ..search.options import GenerationOptions
 from ..train.loggers import set_up_logging
 from ..train.options import CommonOptions, DatasetOptions
 
-# %% ../../nbs/cli/870_interactive.ipynb #102cb982
+# %% ../../nbs/cli/870_interactive.ipynb #26ce9288
 @dataclass
 class InteractiveOptions(Options):
     "Options of `seqlit-interactive`."
@@ -29,6 +29,11 @@ class InteractiveOptions(Options):
     input: str = option('-', 'file to read from; - is standard input')
     errors: str = option('strict', 'bytes that are not UTF-8: stop, or replace them',
                          choices=('strict', 'replace'))
+
+    @property
+    def source(self) -> str:
+        "Where lines come from, for messages."
+        return 'standard input' if self.input == '-' else self.input
 
 
 def read_buffers(
@@ -41,16 +46,21 @@ def read_buffers(
     if options.buffer_size > 0 and batch_size > options.buffer_size:
         raise SeqlitError(f'--batch-size {batch_size} is larger than --buffer-size '
                           f'{options.buffer_size}: a batch must fit into the buffer')
-    name = 'standard input' if options.input == '-' else options.input
     for number, raw in enumerate(raw_lines(file), start=1):
-        buffer.append(decode_line(raw, name, number, options.errors))
+        try:
+            line = decode_line(raw, options.source, number, options.errors)
+        except SeqlitError:
+            if buffer:
+                yield buffer
+            raise
+        buffer.append(line)
         if len(buffer) == size:
             yield buffer
             buffer = []
     if buffer:
         yield buffer
 
-# %% ../../nbs/cli/870_interactive.ipynb #63092765
+# %% ../../nbs/cli/870_interactive.ipynb #fa9c70a4
 INTERACTIVE = Command(
     'interactive', 'Translate text as it is typed.',
     {'common': CommonOptions, 'dataset': DatasetOptions,
@@ -68,7 +78,7 @@ def split_constraints(
     parts = [line.split('\t') for line in lines]
     return [sentence for sentence, *_ in parts], [phrases for _, *phrases in parts]
 
-
+# %% ../../nbs/cli/870_interactive.ipynb #fc8d9381
 def interactive(
     config: Config,  # of INTERACTIVE
     file: Iterable[bytes],  # lines to translate
@@ -81,8 +91,13 @@ def interactive(
     for buffer in read_buffers(file, config.interactive, batch_size or 1):
         began = time.monotonic()
         lines, constraints = split_constraints(buffer, config.generation)
-        found = translator.translate_all(lines, batch_size, config.dataset.max_tokens,
-                                         constraints, first)
+        try:
+            found = translator.translate_all(
+                lines, batch_size, config.dataset.max_tokens, constraints, first)
+        except SeqlitError as error:
+            last = '' if len(buffer) == 1 else f' to {first + len(buffer)}'
+            raise SeqlitError(f'{config.interactive.source}, line {first + 1}{last}: '
+                              f'{error}') from None
         seconds = (time.monotonic() - began) / len(buffer)
         for translation in found:
             yield f'S-{translation.id}\t{translation.source}'

@@ -95,7 +95,7 @@ def resolve_max_positions(
                      for column in columns)
     return smallest if sides else smallest[0] if smallest else None
 
-# %% ../../nbs/data/160_batches.ipynb #908d42f6
+# %% ../../nbs/data/160_batches.ipynb #8fc88d72
 def filter_by_max_positions(
     dataset: SequenceDataset,  # knows the sizes
     indices: np.ndarray,  # (N,) sentence numbers
@@ -116,8 +116,8 @@ def filter_by_max_positions(
         f'sentence {ignored[0]} has length {dataset.size(ignored[0])}, the limit is '
         f'{max_positions} ({len(ignored)} of {len(indices)} are too long): allow more '
         'with --max-source-positions and --max-target-positions (or shorter blocks '
-        'with --tokens-per-sample), cut them with --truncate-source or --shorten-method '
-        'truncate, or leave such sentences out with '
+        'with --tokens-per-sample), cut them with --truncate-source or '
+        '--shorten-method truncate, or leave such sentences out with '
         '--skip-invalid-size-inputs-valid-test')
 
 # %% ../../nbs/data/160_batches.ipynb #54751236

@@ -45,12 +45,13 @@ def find_chunks(
             begin = file.tell()
     return chunks
 
-# %% ../../nbs/data/130_binarize.ipynb #445b0abb
+# %% ../../nbs/data/130_binarize.ipynb #aba0ff91
 def read_chunk(
     path: str | Path,  # a text file
     chunk: tuple[int, int],  # begin and end in bytes, from `find_chunks`
     errors: str = 'strict',  # 'replace' turns undecodable bytes into U+FFFD
     encode: Callable[[str], str] | None = None,  # splits a line into units first
+    flag: str = '--errors',  # what chooses `errors`, for messages
 ) -> list[str]:  # the lines without their ends
     "The lines of a chunk; errors name file and line."
     with open(path, 'rb') as file:
@@ -61,9 +62,9 @@ def read_chunk(
     try:
         if b'\0' in data:
             raise UnicodeError
-        lines = data.decode('utf-8', check_errors(errors)).split('\n')
+        lines = data.decode('utf-8', check_errors(errors, flag)).split('\n')
     except UnicodeError:
-        for _ in read_lines(path, errors):
+        for _ in read_lines(path, errors, flag):
             pass
         raise SeqlitError(f'{path}: changed while it was read') from None
     if not lines[-1]:
@@ -292,7 +293,7 @@ def binarize(
     return done
 
 # %% ../../nbs/data/130_binarize.ipynb #2a395da2
-ALIGNMENT = re.compile(r'\s*(\d+-\d+(\s+|$))*')
+ALIGNMENT = re.compile(r'\s*(\d{1,9}-\d{1,9}(\s+|$))*')
 
 
 def binarize_alignments(

@@ -131,8 +131,10 @@ def load_sentencepiece(
         raise SeqlitError(f'{flag} {path}: no such file')
     library = import_extra('sentencepiece', 'sentencepiece')
     try:
-        return library.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError):
+        model = library.SentencePieceProcessor(model_file=str(path))
+        model.decode(model.encode('a b', out_type=str))  # a damaged one may load
+        return model
+    except (RuntimeError, OSError, ValueError):
         raise SeqlitError(f'{flag} {path}: not a model of SentencePiece') from None
 
 # %% ../../nbs/data/111_codecs.ipynb #ccec66ac

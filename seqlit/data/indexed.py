@@ -186,7 +186,7 @@ class IndexedDataset(TokenDataset):
         self.sizes = index[26:26 + 4 * count].view('<i4')
         self.pointers = index[26 + 4 * count:26 + 12 * count].view('<i8')
         size = self.dtype.itemsize
-        end = int(self.pointers[-1] + self.sizes[-1] * size) if count else 0
+        end = int(self.pointers[-1]) + int(self.sizes[-1]) * size if count else 0
         _expect_size(f'{prefix}.bin', len(data), end)
         _expect_inside(f'{prefix}.idx', self.pointers, self.sizes, size, len(data))
         self.tokens = data[:len(data) // size * size].view(self.dtype)

@@ -75,7 +75,7 @@ def kept_array(
         logging.getLogger(__name__).info('%s: not kept (%s)', path, error.strerror)
         return make()
 
-# %% ../../nbs/data/175_live_text.ipynb #e03a89b1
+# %% ../../nbs/data/175_live_text.ipynb #56cd088b
 class TextLines:
     "A text file as a sequence of lines."
 
@@ -101,7 +101,8 @@ class TextLines:
         if not 0 <= index < len(self):
             raise IndexError(f'line {index} of {len(self)}')
         raw = self.data[self.starts[index]:self.starts[index + 1]].tobytes()
-        return decode_line(next(raw_lines([raw])), self.path, index + 1, self.errors)
+        return decode_line(next(raw_lines([raw])), self.path, index + 1, self.errors,
+                           '--text-errors')
 
     def __reduce__(self): return type(self), (self.path, self.cache, self.errors)
 
@@ -140,7 +141,7 @@ class Splitter:
             [type(codec).__name__, *codec.options.record().values()]
             for codec in self.codecs))
 
-# %% ../../nbs/data/175_live_text.ipynb #3e297d09
+# %% ../../nbs/data/175_live_text.ipynb #a8d26f75
 def scan_text(
     path: str | Path,  # a text file
     splitter: Splitter,  # splits its lines
@@ -165,7 +166,7 @@ def _scan_chunk(
     chunk: tuple[int, int],  # begin and end in bytes
 ) -> tuple[np.ndarray, Counter]:  # tokens of each line; unit -> how often
     "Measure and count a chunk."
-    lines = read_chunk(path, chunk, errors)
+    lines = read_chunk(path, chunk, errors, flag='--text-errors')
     rows = [splitter.encode(line).split() for line in lines]
     counts = Counter(chain.from_iterable(rows))
     for line in lines if sampled else ():

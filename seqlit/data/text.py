@@ -255,7 +255,7 @@ def recorded_codecs(
                        if isinstance(value, dict) else value
                        for name, value in values.items()}
                 for kind, values in mine.items()}
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise SeqlitError(f'{path}: not a record of codecs; run seqlit-preprocess '
                           'again') from None
 
