@@ -1,5 +1,10 @@
 "A run that was stopped, interrupted or killed and continued is the unbroken run, bit for bit."
+import contextlib
+import io
+import logging
 import os
+import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +14,7 @@ import pytest
 import torch
 
 from backwards import Backwards, make_trainer
+from seqlit.cli import preprocess, train
 from seqlit.train.checkpoints import load_checkpoint
 from seqlit.train.events import Restored, Saved, Skipped, Stopped, Update, Validated, Validating
 
@@ -235,3 +241,100 @@ def test_signals(tmp_path, unbroken, sign, workers):
     assert process.returncode == 0 and 'loaded checkpoint' in output, output
     final = torch.load(tmp_path/'final.pt')
     for name in unbroken: assert torch.equal(unbroken[name], final[name]), name
+
+
+@pytest.fixture(scope='module')
+def letters(tmp_path_factory):
+    "Letters in, the same letters backwards out, in the form that `seqlit-train` reads."
+    folder, dice, before = tmp_path_factory.mktemp('letters'), random.Random(1), logging.root.handlers[:]
+    for split, count in dict(train=38, valid=8).items():
+        rows = [' '.join(dice.choices('abcdef', k=dice.randint(1, 9))) for _ in range(count)]
+        (folder/f'{split}.en').write_text('\n'.join(rows) + '\n')
+        (folder/f'{split}.de').write_text('\n'.join(row[::-1] for row in rows) + '\n')
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert preprocess.main(['-s', 'en', '-t', 'de', '--trainpref', str(folder/'train'), '--validpref', str(folder/'valid'), '--destdir', str(folder/'bin')]) == 0
+    logging.root.handlers[:] = before
+    return folder/'bin'
+
+
+SCHEDULES = [
+    dict(lr_scheduler='fixed', lr=[0.01, 0.004], force_anneal=2, lr_shrink=0.5), dict(lr_scheduler='inverse_sqrt', warmup_updates=4), dict(lr_scheduler='cosine', lr_period_updates=4, t_mult=2.),
+    dict(lr_scheduler='polynomial_decay', total_num_update=14, warmup_updates=2), dict(lr_scheduler='reduce_lr_on_plateau', lr_shrink=0.5, lr_threshold=0.5), dict(lr_scheduler='step', lr_deacy_period=3),
+    dict(lr_scheduler='tri_stage', warmup_steps=3, hold_steps=2, decay_steps=6), dict(lr_scheduler='triangular', max_lr=0.02, lr_period_updates=6), dict(lr_scheduler='manual', update2lr="{'3-6': 0.002}"),
+]
+OPTIMIZERS = [dict(optimizer='adam', weight_decay=0.01), dict(optimizer='adafactor', lr=[0.01]), dict(optimizer='nag', momentum=0.9), dict(optimizer='sgd', momentum=0.9), dict(optimizer='adagrad'),
+              dict(optimizer='adadelta'), dict(optimizer='adamax'), dict(optimizer='lamb')]
+PRECISIONS = [{}, {}, dict(bf16=True), dict(fp16=True, fp16_init_scale=2**18, fp16_scale_window=3)]
+
+
+def drawn(dice: random.Random) -> dict:
+    "Some combination of what can be combined; about twelve updates."
+    return dict(
+        arch='transformer', encoder_embed_dim=16, encoder_ffn_embed_dim=16, encoder_layers=1, encoder_attention_heads=2, decoder_embed_dim=16, decoder_ffn_embed_dim=16, decoder_layers=1,
+        decoder_attention_heads=2, dropout=0.2, cpu=True, max_epoch=3, batch_size=dice.choice([4, 5]), required_batch_size_multiple=1, update_freq=dice.choice([[1], [2], [1, 3]]), lr=[0.01],
+        num_workers=dice.choice([0, 0, 2]), data_buffer_size=dice.choice([2, 10]), curriculum=dice.choice([0, 1]), save_interval_updates=dice.choice([0, 0, 3]), keep_interval_updates=1,
+        clip_norm=dice.choice([0., 1.]), patience=dice.choice([-1, 2, 5]), seed=dice.randint(1, 99), no_epoch_checkpoints=dice.random() < 0.5, log_interval=2,
+        skip_remainder_batch=dice.random() < 0.3, sentence_avg=dice.random() < 0.3, validate_interval_updates=dice.choice([0, 4]),
+    ) | dice.choice([{}, dict(store_ema=True, ema_decay=0.9, ema_update_freq=dice.choice([1, 2]))]) | dice.choice(PRECISIONS) | dice.choice(SCHEDULES) | dice.choice(OPTIMIZERS)
+
+
+def watched(data, folder, settings):
+    "A trainer, and the sentences of each batch it learns from, in their order."
+    trainer, seen = train.make_trainer(data, save_dir=str(folder), **settings), []
+    learn = trainer.task.train_step
+    def train_step(sample, *args, **more):
+        seen.append(sample['id'].tolist())
+        return learn(sample, *args, **more)
+    trainer.task.train_step = train_step
+    return trainer, seen
+
+
+def terminated(data, folder, settings, update: int):
+    "What a process did that is sent SIGTERM at an update: lines, reason, sentences."
+    read, write = os.pipe()
+    number = os.fork()
+    if number == 0:
+        try:
+            trainer, seen = watched(data, folder, settings)
+            with trainer.interruptible():
+                lines, steps = [], trainer.run()
+                for event in steps:
+                    match event:
+                        case Update(num_updates=n, values=values):
+                            lines.append((n, values))
+                            if n == update: os.kill(os.getpid(), signal.SIGTERM)
+                        case Validated(subset=subset, report=report):
+                            lines.append((subset, {k: v for k, v in report.items() if k not in ('wps', 'best_loss')}))
+            with os.fdopen(write, 'wb') as file: pickle.dump((lines, event.reason, seen), file)
+        finally: os._exit(0)
+    os.close(write)
+    with os.fdopen(read, 'rb') as file: told = file.read()
+    os.waitpid(number, 0)
+    return pickle.loads(told)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system cannot fork')
+@pytest.mark.parametrize('seed', range(10))
+def test_any_combination_stopped_at_random(tmp_path, letters, seed):
+    "Stopped or sent SIGTERM, once or twice, anywhere: losses, rates, batches, parameters, optimizer and patience are the unbroken run's."
+    dice = random.Random(seed)
+    settings = drawn(dice)
+    whole, batches = watched(letters, tmp_path/'whole', settings)
+    lines, reason = story(whole)
+    cuts = sorted(dice.sample(range(1, whole.num_updates), k=min(dice.choice([1, 2]), whole.num_updates - 1)))
+    told, seen = [], []
+    for cut in cuts:
+        if dice.random() < 0.5:
+            piece, why, part = terminated(letters, tmp_path/'cut', settings, cut)
+            assert why == 'terminated'
+        else:
+            trainer, part = watched(letters, tmp_path/'cut', settings)
+            piece, why = story(trainer, until=cut)
+            assert why == 'stopped'
+        told, seen = told + piece, seen + part
+    last, part = watched(letters, tmp_path/'cut', settings)
+    piece, why = story(last)
+    assert why == reason and whole.num_updates >= 5, settings
+    assert seen + part == batches, (cuts, settings)
+    assert told + piece == lines, (cuts, settings)
+    assert_equal(whole, last)
