@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGISTRIES', 'known_names']
 
-# %% ../nbs/hub/750_builtins.ipynb #8d439593
+# %% ../nbs/hub/750_builtins.ipynb #91957bd2
 from .base.registry import Registry
 from .data import codecs, pretrained, text
 from seqlit.models import (
@@ -20,7 +20,7 @@ from .tasks import (
 from .train import (
     adaptive_loss, alignment_loss, composite, criterions, ctc, formula_schedules,
     layer_optimizers, lr_schedulers, masked_loss, more_optimizers, nat_loss, optimizers,
-    rdrop, sentence_losses, watching_schedules)
+    parameter_groups, rdrop, sentence_losses, watching_schedules)
 
 # %% ../nbs/hub/750_builtins.ipynb #99462fcc
 REGISTRIES: dict[str, Registry] = {

@@ -7,12 +7,13 @@ __all__ = ['CRITERIONS', 'register_criterion', 'Scalar', 'Derived', 'Speed', 'pe
            'Criterion', 'plain_projection', 'token_losses', 'CrossEntropyCriterion', 'LabelSmoothingOptions',
            'LabelSmoothedCrossEntropyCriterion']
 
-# %% ../../nbs/train/500_criterions.ipynb #4c4cd746
+# %% ../../nbs/train/500_criterions.ipynb #7c2a2278
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..base.config import Options, option
@@ -74,7 +75,7 @@ class CriterionOptions(Options):
     sentence_avg: bool = option(
         False, 'divide gradients by the number of sentences, not of tokens')
 
-# %% ../../nbs/train/500_criterions.ipynb #cdaac530
+# %% ../../nbs/train/500_criterions.ipynb #fb8d7134
 class Criterion(nn.Module):
     "Base of all criterions."
     Options = CriterionOptions
@@ -110,6 +111,14 @@ class Criterion(nn.Module):
     ) -> dict[str, Scalar | Derived | Speed]:  # what to log
         "Turn sums into log entries."
         return {}
+
+# %% ../../nbs/train/500_criterions.ipynb #91566dde
+@patch
+def check_model(
+    self: Criterion,
+    model: BaseModel,  # what will be judged
+):
+    "Errors, before any data is read, when this loss cannot judge such a model."
 
 # %% ../../nbs/train/500_criterions.ipynb #d92c0ca8
 def plain_projection(

@@ -65,7 +65,7 @@ def add_gradients(
     if grads[2] is not None:
         grads[2] += scores.sum(0)
 
-# %% ../../nbs/train/490_losses.ipynb #427d0a7a
+# %% ../../nbs/train/490_losses.ipynb #696cc264
 class ProjectedLoss(torch.autograd.Function):
     "Projection and smoothed loss in chunks of rows, with the gradient on the way."
 
@@ -82,10 +82,11 @@ class ProjectedLoss(torch.autograd.Function):
         chunk: int,  # rows at a time
     ) -> tuple[Tensor, Tensor, Tensor]:  # () loss, () nll, () tokens guessed right
         "Sum the losses of the rows and make the gradients."
-        grads = [torch.zeros_like(t, dtype=weight.dtype) if with_grad and t is not None
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        grads = [torch.zeros_like(t, dtype=wide) if with_grad and t is not None
                  else None for t in (features, weight, bias)]
-        buffer = weight.new_empty(min(chunk, len(rows)), len(weight))
-        sums, share = weight.new_zeros(3), epsilon / (len(weight) - 1)
+        buffer = weight.new_empty(min(chunk, len(rows)), len(weight), dtype=wide)
+        sums, share = weight.new_zeros(3, dtype=wide), epsilon / (len(weight) - 1)
         for part in rows.split(chunk):
             x, y = features[part], target[part, None]
             scores = multiply(x, weight.T, buffer[:len(part)])
@@ -100,8 +101,7 @@ class ProjectedLoss(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx,  # has the gradients
         grad: Tensor,  # () of the loss
-        of_nll: Tensor,  # () not used, nll is for the log
-        of_right: Tensor,  # () not used, a count
+        *of_others: Tensor,  # () not used, they are for the log
     ) -> tuple:  # gradients of features, weight and bias, then nothing
         "Scale the gradients that are there already."
         made = [None if g is None else grad * g for g in ctx.saved_tensors]

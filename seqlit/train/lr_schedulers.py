@@ -18,13 +18,19 @@ from .optimizers import Optimizer
 LR_SCHEDULERS = Registry('lr_scheduler')
 register_lr_scheduler = LR_SCHEDULERS.register
 
-# %% ../../nbs/train/520_lr_schedulers.ipynb #b934e296
+# %% ../../nbs/train/520_lr_schedulers.ipynb #3a5ced22
 @dataclass
 class LRSchedulerOptions(Options):
     "What every schedule takes."
     lr: list[float] = option([0.25], 'learning rate, or one for each epoch')
 
+    def __post_init__(self):
+        super().__post_init__()
+        warmup = vars(self).get('warmup_updates', 0)  # most schedules have one
+        if warmup < 0:
+            raise SeqlitError(f'--warmup-updates {warmup}: must be 0 or more')
 
+# %% ../../nbs/train/520_lr_schedulers.ipynb #43e823f1
 class LRScheduler:
     "Base of all schedules: sets the learning rate of an optimizer."
     Options = LRSchedulerOptions
@@ -75,7 +81,7 @@ def load_state_dict(
     "Take back what `state_dict` gave."
     self.best = state.get('best', self.best)
 
-# %% ../../nbs/train/520_lr_schedulers.ipynb #079c900b
+# %% ../../nbs/train/520_lr_schedulers.ipynb #d338981e
 @dataclass
 class InverseSqrtOptions(LRSchedulerOptions):
     "Options of `inverse_sqrt`."
@@ -95,9 +101,6 @@ class InverseSqrt(LRScheduler):
         if len(options.lr) != 1:
             raise SeqlitError(f'--lr {options.lr}: inverse_sqrt takes one learning rate'
                               '; --lr-scheduler fixed takes one for each epoch')
-        if options.warmup_updates < 0:
-            raise SeqlitError(f'--warmup-updates {options.warmup_updates}: must be 0 '
-                              'or more')
         self.warmup, self.peak = options.warmup_updates, options.lr[0]
         self.start = options.warmup_init_lr
         if self.start < 0:

@@ -32,7 +32,7 @@ class SGD(Optimizer):
             self.parameters, lr=0., momentum=options.momentum,
             weight_decay=options.weight_decay)
 
-# %% ../../nbs/train/511_more_optimizers.ipynb #41eaa138
+# %% ../../nbs/train/511_more_optimizers.ipynb #cd2ca8ae
 @dataclass
 class NAGOptions(Options):
     "Options of `nag`."
@@ -51,13 +51,14 @@ class NAG(Optimizer):
             nesterov=options.momentum > 0)
 
     @torch.no_grad()
-    def step(self):
+    def take_step(self):
         "Shrink the parameters, then move them."
         shrink = 1 - self.get_lr() * self.options.weight_decay
         if shrink != 1:
-            torch._foreach_mul_([p for p in self.parameters if p.grad is not None],
+            torch._foreach_mul_([p for group in self.optimizer.param_groups
+                                 for p in group['params'] if p.grad is not None],
                                 shrink)
-        super().step()
+        super().take_step()
 
     def load_state_dict(
         self,
@@ -72,7 +73,7 @@ class NAG(Optimizer):
             state = {**state, 'state': entries}
         super().load_state_dict(state, overrides)
 
-# %% ../../nbs/train/511_more_optimizers.ipynb #fe35fee9
+# %% ../../nbs/train/511_more_optimizers.ipynb #8dbc6f5c
 @dataclass
 class AdagradOptions(Options):
     "Options of `adagrad`."
@@ -88,6 +89,8 @@ class Adagrad(Optimizer):
         super().__init__(options, parameters)
         self.optimizer = torch.optim.Adagrad(
             self.parameters, lr=0., weight_decay=options.weight_decay)
+        for memory in self.optimizer.state.values():  # there from the start
+            memory['sum'] = memory['sum'].float()
 
 # %% ../../nbs/train/511_more_optimizers.ipynb #79d23d90
 @dataclass

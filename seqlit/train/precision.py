@@ -61,7 +61,7 @@ def shrink(self: LossScale) -> None:
             'finite. Try --bf16, a lower --lr, --clip-norm, or a higher '
             '--fp16-init-scale')
 
-# %% ../../nbs/train/515_precision.ipynb #7bd7ad98
+# %% ../../nbs/train/515_precision.ipynb #87df160c
 class Precision:
     "How the forward and backward passes of a run are computed."
 
@@ -74,6 +74,8 @@ class Precision:
         self.device, scaled = device, options.fp16
         self.dtype = (torch.float16 if scaled else
                       torch.bfloat16 if options.bf16 else None)
+        short = options.memory_efficient_fp16 or options.memory_efficient_bf16
+        self.stored = self.dtype if short else torch.float32  # type of matrices
         self.loss_scale = LossScale(options, update_freq) if scaled else None
 
     @property
