@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LanguageOptions', 'MultiSimpleEpochOptions', 'read_mapping', 'list_or_file', 'Corpus', 'token_of', 'all_languages',
-           'QuietDictionary', 'side_dictionary', 'MultiSimpleEpochTask']
+           'QuietDictionary', 'side_dictionary', 'MultiSimpleEpochTask', 'first_tokens']
 
-# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #21c1557b
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #e487eda4
 import ast
 import os
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..base.config import Options, option
+from ..base.config import option
 from ..base.errors import SeqlitError
 from ..base.files import read_lines
 from ..data.datasets import ConcatDataset, LanguagePairDataset, TokenRows
@@ -31,10 +31,12 @@ from .multilingual import begin_with, no_direction, split_pairs
 from .task import Task, register_task
 from .translation import (
     LinkRows, TranslationOptions, TranslationTask, check_folder, dictionary_path)
+from .validation_bleu import (
+    ValidationBleuOptions, ValidationBleuTask, blamed_on)
 
-# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #d1af57d8
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #8b2ae6ab
 @dataclass
-class LanguageOptions(Options):
+class LanguageOptions(ValidationBleuOptions):
     "Which languages there are, and how the data tells of them."
     data: str | None = option(
         None, 'folder with binarised data; several, separated by a colon, are used '
@@ -215,9 +217,9 @@ def side_dictionary(
                 '--srcdict and --tgtdict, or give --fixed-dictionary')
     return found[first]
 
-# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #c24c99ab
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #e1e1db6a
 @register_task('translation_multi_simple_epoch', MultiSimpleEpochOptions)
-class MultiSimpleEpochTask(Task):
+class MultiSimpleEpochTask(ValidationBleuTask):
     "Many pairs of languages and one model; the data says which languages."
 
     def __init__(
@@ -512,3 +514,60 @@ def inference_step(
             source = sample['net_input']['src_tokens']
             prefix_tokens = source.new_full((len(source), 1), mark)
     return Task.inference_step(self, generator, models, sample, prefix_tokens)
+
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #f1c5fac7
+def first_tokens(
+    rows: Tensor,  # (B, T) int64, padded on either side
+    pad: int,  # the number of padding
+) -> Tensor:  # (B,) int64
+    "The first token of each row that is not padding."
+    return rows.gather(1, (rows != pad).long().argmax(1, keepdim=True))[:, 0]
+
+
+@patch
+def translate(
+    self: MultiSimpleEpochTask,
+    sample: dict,  # a batch
+    model: BaseModel,  # in evaluation mode
+) -> list[Tensor]:  # B outputs, (T,) int64
+    "The best output for each sentence, in the language of its target."
+    search, pad = self.judge.search, self.target_dictionary.pad()
+    is_marked = self.marks['main'][1] is not None
+    if not (is_marked and self.options.lang_tok_replacing_bos_eos):
+        prefix = first_tokens(sample['target'], pad)[:, None] if is_marked else None
+        generator = Task.build_generator(self, [model], search)
+        ranked = Task.inference_step(self, generator, [model], sample, prefix)
+        return [hypotheses[0].tokens for hypotheses in ranked]
+    given, found = sample['net_input'], {}
+    first = first_tokens(given['prev_output_tokens'], pad)
+    for mark in first.unique().tolist():
+        rows = (first == mark).nonzero()[:, 0]
+        part = {'id': sample['id'][rows],
+                'net_input': {name: value[rows] for name, value in given.items()}}
+        generator = Task.build_generator(self, [begin_with(model, mark)], search)
+        ranked = Task.inference_step(self, generator, [model], part)
+        found |= {row: h[0].tokens for row, h in zip(rows.tolist(), ranked)}
+    return [found[row] for row in range(len(first))]
+
+# %% ../../nbs/tasks/614_multi_simple_epoch.ipynb #33158063
+@patch
+def check_search(
+    self: MultiSimpleEpochTask,
+    model: BaseModel,  # in training
+):
+    "Errors when the model cannot search as --eval-bleu-args asks."
+    with blamed_on('--eval-bleu-args'):
+        Task.build_generator(self, [model], self.judge.search)
+
+
+@patch
+def silent_symbols(self: MultiSimpleEpochTask) -> set[int]:
+    "The language tokens of all targets."
+    return {self.mark('main', pair, False) for pair in self.lang_pairs} - {None}
+
+
+@patch
+def text_languages(self: MultiSimpleEpochTask) -> tuple[str | None, str | None]:
+    "The language of each side; None where there are several."
+    sides = [set(side) for side in zip(*(pair.split('-') for pair in self.lang_pairs))]
+    return tuple(side.pop() if len(side) == 1 else None for side in sides)

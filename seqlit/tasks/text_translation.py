@@ -275,3 +275,14 @@ def load_dataset(
                         o.max_source_positions)
     self.datasets[split] = self.pair(source, target, shuffle=split != 'test')
     return self.datasets[split]
+
+# %% ../../nbs/tasks/615_text_translation.ipynb #4159259f
+@patch
+def joiners(self: TextTranslationTask) -> list[Codec]:
+    "What makes text of pieces: the codecs of the target, the last one first."
+    o, own = self.options, self.splitters[1].codecs[::-1]
+    if o.eval_bleu_remove_bpe is not None:
+        own = []
+    elif o.eval_tokenized_bleu:
+        own = [codec for codec in own if type(codec) not in TOKENIZERS.classes.values()]
+    return [*own, *TranslationTask.joiners(self)]

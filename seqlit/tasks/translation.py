@@ -6,7 +6,7 @@
 __all__ = ['TranslationOptions', 'find_languages', 'split_prefix', 'check_folder', 'load_pairs', 'join_rows', 'present_splits',
            'LinkRows', 'load_links', 'TranslationTask', 'dictionary_path', 'part_sizes']
 
-# %% ../../nbs/tasks/610_translation.ipynb #6d0fc93e
+# %% ../../nbs/tasks/610_translation.ipynb #ba039e95
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.config import Options, option
+from ..base.config import option
 from ..base.errors import SeqlitError, nearest
 from seqlit.data.datasets import (
     ConcatDataset, LanguagePairDataset, SequenceList, TokenRows, TruncatedDataset,
@@ -22,11 +22,12 @@ from seqlit.data.datasets import (
 from ..data.dictionary import Dictionary
 from ..data.indexed import dataset_exists, load_indexed
 from ..data.mixing import AffixedRows
-from .task import Task, register_task
+from .task import register_task
+from .validation_bleu import ValidationBleuOptions, ValidationBleuTask
 
-# %% ../../nbs/tasks/610_translation.ipynb #3ad8040f
+# %% ../../nbs/tasks/610_translation.ipynb #d5d934ef
 @dataclass
-class TranslationOptions(Options):
+class TranslationOptions(ValidationBleuOptions):
     "Options of the translation task; names and defaults as in fairseq."
     data: str | None = option(
         None, 'folder with binarised data; several, separated by a colon, are used '
@@ -195,9 +196,9 @@ def load_links(
         return LinkRows(join_rows(parts, ratios), is_swapped, int(options.prepend_bos))
     return None
 
-# %% ../../nbs/tasks/610_translation.ipynb #d394e9c5
+# %% ../../nbs/tasks/610_translation.ipynb #e718d034
 @register_task('translation', TranslationOptions)
-class TranslationTask(Task):
+class TranslationTask(ValidationBleuTask):
     "Translate from one language to another."
 
     def __init__(
