@@ -6,22 +6,23 @@
 __all__ = ['Slot', 'Command', 'resolve', 'part_for', 'explain_unknown', 'OneLineParser', 'parse', 'usage_of', 'named_file',
            'explain_config', 'run_command', 'one_line']
 
-# %% ../../nbs/cli/800_common.ipynb #4ec8c7a3
+# %% ../../nbs/cli/800_common.ipynb #6f3a9c39
 import argparse
 import errno
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
+from typing import get_type_hints
 
 from ..base.config import (
-    Config, Options, add_options, flag_of, option, options_of)
+    Config, Options, add_options, flag_of, is_unset, option, options_of)
 from ..base.config_file import ConfigFile, read_config_file
 from ..base.errors import SeqlitError, nearest
 from ..base.plugins import load_installed_plugins, load_plugin
 from ..base.registry import Registry
 from .fairseq_flags import FAIRSEQ_FLAGS
 
-# %% ../../nbs/cli/800_common.ipynb #6e8641cf
+# %% ../../nbs/cli/800_common.ipynb #65976ff8
 @dataclass
 class Slot:
     "A place in a command that a registered component fills."
@@ -49,7 +50,11 @@ class Slot:
         if name is None:
             return None
         component, settings = self.settings(name)
-        options = options_of(component).from_values({**settings, **values}, name=name)
+        made = options_of(component)
+        kinds = get_type_hints(made)
+        told = {option: value for option, value in values.items()
+                if option not in settings or not is_unset(value, kinds.get(option))}
+        options = made.from_values({**settings, **told}, name=name)
         options._chosen = self.flag in values
         return options
 
@@ -67,7 +72,7 @@ class Command:
         "The name of the command in a shell."
         return f'seqlit-{self.name}'
 
-# %% ../../nbs/cli/800_common.ipynb #ef67d383
+# %% ../../nbs/cli/800_common.ipynb #c5d081dd
 def resolve(
     command: Command,  # what is being configured
     values: Mapping[str, object],  # options that the user gave, by field name
@@ -75,6 +80,27 @@ def resolve(
 ) -> Config:  # every group and slot of the command
     "The configuration that these values make; errors name an unknown option."
     file = part_for(command, values, file or ConfigFile())
+    try:
+        groups = _fill(command, values, file)
+    except SeqlitError as error:
+        raise SeqlitError(f'{error}{_place_of(error, values, file)}') from None
+    known = {f.name for group in groups.values() if group is not None
+             for f in fields(group)} | {slot.flag for slot in command.slots}
+    for name, value in {**file.values, **values}.items():
+        if name not in known and (value or name in values
+                                  or _topic_of(flag_of(name)) is None):
+            told = explain_unknown(command, flag_of(name), known)
+            raise SeqlitError(told if name in values else
+                              f'--config {file.path}, {file.places[name]}: {told}')
+    return Config(**groups)
+
+# %% ../../nbs/cli/800_common.ipynb #9e6cf1d9
+def _fill(
+    command: Command,  # what is being configured
+    values: Mapping[str, object],  # options that the user gave
+    file: ConfigFile,  # the part of a file that concerns the command
+) -> dict[str, Options | None]:  # by group; None for an empty slot
+    "The options of every group and slot."
     given = {**file.values, **values}
     of = {name: {**file.values, **inside, **values}
           for name, inside in file.groups.items()}
@@ -84,27 +110,32 @@ def resolve(
         group = slot.group or slot.flag
         groups[group] = slot.options(given.get(slot.flag, slot.default),
                                      of.get(group, given))
-    config = Config(**groups)
-    known = {f.name for group in groups.values() if group is not None
-             for f in fields(group)} | {slot.flag for slot in command.slots}
-    for name in given:
-        if name not in known:
-            told = explain_unknown(command, flag_of(name), known)
-            raise SeqlitError(told if name in values else
-                              f'--config {file.path}, {file.places[name]}: {told}')
-    return config
+    return groups
 
-# %% ../../nbs/cli/800_common.ipynb #514c5d83
+
+def _place_of(
+    error: SeqlitError,  # begins with the flag that it is about
+    values: Mapping[str, object],  # options that the user gave
+    file: ConfigFile,  # the part of a file that concerns the command
+) -> str:  # ' (--config run.yaml, optimization.lr)'; empty for the command line
+    "Where a file says what an error is about."
+    name = str(error).split(' ')[0].rstrip(':').removeprefix('--').replace('-', '_')
+    return '' if name in values or name not in file.places else \
+        f' (--config {file.path}, {file.places[name]})'
+
+# %% ../../nbs/cli/800_common.ipynb #ce2dfc40
 def part_for(
     command: Command,  # what is being configured
     values: Mapping[str, object],  # options that the user gave
     file: ConfigFile,  # a whole configuration file
 ) -> ConfigFile:  # what of it concerns the command
     "Pass over groups of other commands, and of components that are replaced."
-    groups = {*command.groups, 'common_eval'}
+    groups = set(command.groups)
+    if any(f.name == 'path' for made in command.groups.values() for f in fields(made)):
+        groups.add('common_eval')  # fairseq's name for the group that has --path
     for slot in command.slots:
         name = file.values.get(slot.flag)
-        if values.get(slot.flag, name) == name:
+        if name is None or values.get(slot.flag, name) == name:
             groups.add(slot.group or slot.flag)
     return file.only(groups)
 
@@ -116,32 +147,44 @@ def explain_unknown(
 ) -> str:  # one sentence
     "Why a flag is not known: another component's, fairseq's, or a typing error."
     for slot in command.slots:
-        for name in slot.registry:
-            declared = fields(options_of(slot.settings(name)[0]))
-            spellings = [s for f in declared for s in (flag_of(f.name), *_flags_of(f))]
-            if flag in spellings:
-                return (f'{flag} belongs to --{slot.flag.replace("_", "-")} {name}, '
-                        'which was not chosen')
-    for topic, flags in FAIRSEQ_FLAGS.items():
-        if flag in flags:
-            return (f"{flag} is a flag of fairseq's ({topic}) that seqlit does not "
-                    'have yet')
+        names = [name for name in slot.registry
+                 if any(flag in (flag_of(f.name), *_flags_of(f))
+                        for f in fields(options_of(slot.settings(name)[0])))]
+        if names:
+            more = f' or one of {len(names) - 1} others' if names[1:] else ''
+            return (f'{flag} belongs to {flag_of(slot.flag)} {names[0]}{more}, '
+                    'which was not chosen')
+    topic = _topic_of(flag)
+    if topic is not None:
+        return (f"{flag} is a flag of fairseq's ({topic}) that seqlit does not "
+                'have yet')
     return f'unknown option {flag}{nearest(flag, map(flag_of, known))}'
 
-# %% ../../nbs/cli/800_common.ipynb #1ee176f8
+# %% ../../nbs/cli/800_common.ipynb #43b8c3fb
+def _topic_of(
+    flag: str,  # '--tpu'
+) -> str | None:  # 'every command'; None: not fairseq's, or seqlit has it
+    "The part of fairseq that a flag belongs to which seqlit does not have."
+    found = [topic for topic, flags in FAIRSEQ_FLAGS.items() if flag in flags]
+    return found[0] if found else None
+
+
 def _flags_of(
     field: Field,  # a dataclass field made by `option`
 ) -> tuple[str, ...]:  # ('-s',)
     "The further spellings of an option; empty for a plain dataclass field."
     return field.metadata.get('flags', ())
 
-# %% ../../nbs/cli/800_common.ipynb #96c79e36
+# %% ../../nbs/cli/800_common.ipynb #737144ee
 class OneLineParser(argparse.ArgumentParser):
     "A parser whose errors are `SeqlitError`, printed like all others."
 
     def error(self, message):
         "Raise instead of printing the usage of two hundred flags."
         told = message.removeprefix('argument ')
+        if told.endswith(': expected one argument'):
+            flag = told.split(':')[0].split('/')[0]
+            told += f", and one that begins with '-' is written {flag}=-VALUE"
         raise SeqlitError(f'{told} (see {self.prog} --help)')
 
 # %% ../../nbs/cli/800_common.ipynb #35d30d2b
@@ -229,7 +272,7 @@ def _is_number(
     "Whether a word that starts with a minus is a negative number."
     return word.lstrip('-').replace('.', '', 1).isdigit()
 
-# %% ../../nbs/cli/800_common.ipynb #cef2fcbf
+# %% ../../nbs/cli/800_common.ipynb #76e794e5
 def named_file(
     argv: list[str],  # the words of a command line
 ) -> ConfigFile:  # an empty one when none is named
@@ -257,7 +300,8 @@ def explain_config(
         for name, value in options.record().items():
             given = slot.flag if name == '_name' else name
             source = ('command line' if given in values else
-                      f'{file.path}' if given in file.values else
+                      f'{file.path}' if given in file.values
+                      or given in file.groups.get(group, {}) else
                       f'architecture {options._name}' if name in settings
                       else 'default')
             rows.append((f'{group}.{name}', str(value), source))

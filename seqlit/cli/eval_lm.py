@@ -6,7 +6,7 @@
 __all__ = ['EVAL_LM', 'EvalLMOptions', 'load_judges', 'judged_batches', 'run_eval_lm', 'eval_lm', 'output_lines', 'output_file',
            'print_eval_lm', 'main']
 
-# %% ../../nbs/cli/845_eval_lm.ipynb #5d033e7f
+# %% ../../nbs/cli/845_eval_lm.ipynb #177fb4b4
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,20 +19,22 @@ import torch
 
 import seqlit.builtins  # registers all names
 from ..base.config import Config, Options, flag_of, option
+from ..base.config_file import read_dict
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write, progress
-from .common import Command, Slot, resolve, run_command
+from .common import Command, Slot, resolve
 from .surprise import Evaluation, WordJoiner, average_scores
+from .workers import run_on_workers
 from ..data.batches import resolve_max_positions
-from ..hub.translator import load_models, read_dict
+from ..hub.translator import load_models
 from ..models.model import BaseModel
 from ..tasks.language_modeling import LanguageModelingTask
 from ..tasks.task import TASKS
 from ..train.loggers import set_up_logging
 from ..train.options import CommonOptions, DatasetOptions
-from ..train.trainer import move
+from ..train.world import DistributedOptions, World, move
 
-# %% ../../nbs/cli/845_eval_lm.ipynb #0b357fdf
+# %% ../../nbs/cli/845_eval_lm.ipynb #bf83e18a
 @dataclass
 class EvalLMOptions(Options):
     "Options of `seqlit-eval-lm`."
@@ -62,7 +64,8 @@ class EvalLMOptions(Options):
 
 EVAL_LM = Command(
     'eval-lm', 'Measure the perplexity of a language model.',
-    {'common': CommonOptions, 'dataset': DatasetOptions, 'eval_lm': EvalLMOptions},
+    {'common': CommonOptions, 'distributed_training': DistributedOptions,
+     'dataset': DatasetOptions, 'eval_lm': EvalLMOptions},
     (Slot('task', TASKS, 'what the models were trained for',
           default='language_modeling'),))
 
@@ -89,39 +92,45 @@ def load_judges(
     use_gpu = torch.cuda.is_available() and not config.common.cpu
     return [model.to('cuda' if use_gpu else 'cpu') for model in models], task
 
-# %% ../../nbs/cli/845_eval_lm.ipynb #9466bce4
+# %% ../../nbs/cli/845_eval_lm.ipynb #460f6442
 def judged_batches(
     config: Config,  # of EVAL_LM
     models: list[BaseModel],  # limit the length of blocks
     task: LanguageModelingTask,  # makes the blocks
+    world: World,  # workers that share them
 ) -> tuple[Iterable[dict], int]:  # batches with a progress bar, and that limit
     "The batches of the set to judge."
     d, subset = config.dataset, config.dataset.gen_subset
     longest = resolve_max_positions(*[model.max_positions() for model in models])
     batches = task.eval_lm_dataloader(
         task.load_dataset(subset), d.max_tokens or 36000, d.batch_size, longest,
-        d.num_shards, d.shard_id, d.num_workers, d.data_buffer_size,
-        config.eval_lm.context_window)
-    enabled = False if config.common.no_progress_bar else None
+        d.num_shards * world.size, d.shard_id * world.size + world.rank, d.num_workers,
+        d.data_buffer_size, config.eval_lm.context_window)
+    silent = config.common.no_progress_bar or not world.is_first
     return progress(batches, total=len(batches), desc=f'eval-lm {subset}', unit='batch',
-                    enabled=enabled), longest[0]
+                    enabled=False if silent else None), longest[0]
 
-# %% ../../nbs/cli/845_eval_lm.ipynb #e9b3ebb8
+# %% ../../nbs/cli/845_eval_lm.ipynb #15d1b6ee
 def run_eval_lm(
     config: Config,  # of EVAL_LM
+    world: World | None = None,  # workers that share the set; None: this one alone
 ) -> Evaluation:  # loss, perplexity, words
     "What the command does; errors when no block can be judged."
-    models, task = load_judges(config)
+    world, (models, task) = world or World(), load_judges(config)
     options, found = config.eval_lm, Evaluation()
     joiner = WordJoiner(task.target_dictionary, options.post_process)
-    batches, longest = judged_batches(config, models, task)
+    batches, longest = judged_batches(config, models, task, world)
     device = next(models[0].parameters()).device
     for sample in batches:
-        began, sample = time.monotonic(), move(sample, device)
-        scores = average_scores(models, sample, options.softmax_batch)
+        began, scores = time.monotonic(), None
+        if sample:
+            sample = move(sample, device)
+            scores = average_scores(models, sample, options.softmax_batch)
         found.seconds += time.monotonic() - began
-        found.add(sample, scores, joiner, task.options.add_bos_token,
-                  options.output_word_probs or options.output_word_stats)
+        for batch, its_scores in world.gather((sample, scores)):
+            if batch:
+                found.add(batch, its_scores, joiner, task.options.add_bos_token,
+                          options.output_word_probs or options.output_word_stats)
     if not found.tokens:
         raise SeqlitError(f'no block of {config.dataset.gen_subset} was judged: the '
                           f'model reads at most {longest} tokens; give '
@@ -169,14 +178,18 @@ def output_file(
     with atomic_write(Path(folder) / f'eval-lm-{subset}.txt', 'w') as file:
         yield file
 
-# %% ../../nbs/cli/845_eval_lm.ipynb #9e3fab94
+# %% ../../nbs/cli/845_eval_lm.ipynb #b862c53d
 def print_eval_lm(
     config: Config,  # of EVAL_LM
+    world: World,  # workers that share the set; the first one prints
 ):
     "Judge a text and print what was found."
+    if not world.is_first:
+        run_eval_lm(config, world)
+        return
     set_up_logging(config.common, sys.stderr)
     with output_file(config.eval_lm.results_path, config.dataset.gen_subset) as file:
-        for line in output_lines(run_eval_lm(config), config.eval_lm):
+        for line in output_lines(run_eval_lm(config, world), config.eval_lm):
             print(line, file=file)
 
 
@@ -184,4 +197,4 @@ def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
     "The command `seqlit-eval-lm`."
-    return run_command(EVAL_LM, argv, print_eval_lm)
+    return run_on_workers(EVAL_LM, argv, print_eval_lm, take_all=False)

@@ -7,7 +7,7 @@ __all__ = ['logger', 'GENERATION_SLOTS', 'GENERATE', 'build_translator', 'in_ord
            'read_constraints', 'translate_together', 'run_generate', 'generate', 'print_generated', 'main',
            'results_file']
 
-# %% ../../nbs/cli/830_generate.ipynb #01b51b96
+# %% ../../nbs/cli/830_generate.ipynb #afe8604e
 import heapq
 import logging
 import os
@@ -23,13 +23,14 @@ import torch
 
 import seqlit.builtins  # registers all names
 from ..base.config import Config
+from ..base.config_file import read_dict
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write, progress, read_lines
 from .common import Command, Slot, resolve
 from .workers import run_on_workers
 from ..data.text import BPES, TOKENIZERS, build_codec
 from ..hub.translator import (
-    Translation, Translator, load_models, read_dict, source_texts)
+    Translation, Translator, load_models, source_texts)
 from ..search.generator import GenerationOptions
 from ..search.scorers import SCORERS, Scorer
 from ..tasks.task import TASKS

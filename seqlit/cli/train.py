@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'check_chosen', 'check_valid_subsets', 'build_trainer', 'make_trainer', 'train', 'main', 'run_training']
 
-# %% ../../nbs/cli/820_train.ipynb #8a9a32f3
+# %% ../../nbs/cli/820_train.ipynb #bc0947e6
 import os
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 import seqlit.builtins  # registers all names
 from ..base.config import Config
-from ..base.errors import SeqlitError
+from ..base.errors import SeqlitError, nearest
 from .common import Command, Slot, resolve
 from .workers import run_on_workers
 from ..models.model import ARCHITECTURES, resolve_architecture
@@ -60,7 +60,7 @@ def check_chosen(
             raise SeqlitError(f'{flag} is missing, for example {flag} {example} '
                               f"(there are: {', '.join(known)})")
 
-# %% ../../nbs/cli/820_train.ipynb #fc7299c9
+# %% ../../nbs/cli/820_train.ipynb #578551a4
 def check_valid_subsets(
     config: Config,  # of TRAIN
 ):
@@ -71,6 +71,10 @@ def check_valid_subsets(
         return
     first = Path(str(folder).split(os.pathsep)[0])
     found = {path.name.split('.')[0] for path in first.glob('valid*.idx')}
+    for name in o.valid_subset.split(','):
+        if found and not any(first.glob(f'{name}.*')):
+            raise SeqlitError(f'--valid-subset {name}: {first} has no such set'
+                              f'{nearest(name, found)}')
     unused = sorted(name for name in found - set(o.valid_subset.split(','))
                     if re.fullmatch(r'valid\d*', name))
     if unused:
@@ -79,7 +83,7 @@ def check_valid_subsets(
             'them with --valid-subset, join them with --combine-valid-subsets, or pass '
             'over them with --ignore-unused-valid-subsets')
 
-# %% ../../nbs/cli/820_train.ipynb #05aae9d2
+# %% ../../nbs/cli/820_train.ipynb #3f9891c5
 def build_trainer(
     config: Config,  # of TRAIN
     world: World | None = None,  # the workers of the run; None: this process alone
@@ -87,11 +91,18 @@ def build_trainer(
     "Make task, model, criterion and trainer from a configuration."
     check_chosen(config)
     check_valid_subsets(config)
+    if config.checkpoint.patience > 0 and config.dataset.disable_validation:
+        raise SeqlitError(f'--patience {config.checkpoint.patience} counts validations '
+                          'and --disable-validation leaves them out: give one of them')
     np.random.seed(config.common.seed)
     torch.manual_seed(config.common.seed)
     task = TASKS.get(config.task._name).setup_task(config.task)
-    model = task.build_model(config.model)
+    try:
+        model = task.build_model(config.model)
+    except ValueError as error:  # heads that do not divide a width, a dropout of 1.5
+        raise SeqlitError(f'--arch {config.model._name}: {error}') from error
     criterion = task.build_criterion(config.criterion)
+    criterion.check_model(model)
     return Trainer(config, task, model, criterion, world)
 
 

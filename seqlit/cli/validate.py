@@ -6,10 +6,10 @@
 __all__ = ['logger', 'VALIDATE', 'EvaluationOptions', 'dataset_options', 'Judge', 'restore_criterion', 'run_validate', 'validate',
            'print_validation', 'main']
 
-# %% ../../nbs/cli/846_validate.ipynb #a60a3ca7
+# %% ../../nbs/cli/846_validate.ipynb #08b33366
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,10 +17,12 @@ from fastcore.basics import patch
 
 import seqlit.builtins  # registers all names
 from ..base.config import Config, Options, option, options_of
+from ..base.config_file import read_dict
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write, progress
-from .common import Command, Slot, resolve, run_command
-from ..hub.translator import read_dict, restore_model, restore_task
+from .common import Command, Slot, resolve
+from .workers import run_on_workers
+from ..hub.translator import restore_model, restore_task
 from ..models.model import BaseModel
 from ..tasks.task import TASKS, Task
 from ..train.checkpoints import load_checkpoint
@@ -28,12 +30,12 @@ from ..train.criterions import CRITERIONS, Criterion
 from ..train.loggers import as_text, set_up_logging
 from ..train.meters import Metrics
 from ..train.options import CommonOptions, DatasetOptions
-from ..train.trainer import move
-from ..train.validation import valid_batches
+from ..train.validation import judged_rounds, valid_batches
+from ..train.world import DistributedOptions, World, move
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/cli/846_validate.ipynb #bd18672d
+# %% ../../nbs/cli/846_validate.ipynb #b809efe5
 @dataclass
 class EvaluationOptions(Options):
     "Options of `seqlit-validate`."
@@ -52,8 +54,8 @@ class EvaluationOptions(Options):
 
 VALIDATE = Command(
     'validate', 'Judge a checkpoint on validation sets.',
-    {'common': CommonOptions, 'dataset': DatasetOptions,
-     'evaluation': EvaluationOptions},
+    {'common': CommonOptions, 'distributed_training': DistributedOptions,
+     'dataset': DatasetOptions, 'evaluation': EvaluationOptions},
     (Slot('task', TASKS, 'another task than the recorded one'),
      Slot('criterion', CRITERIONS, 'another loss than the recorded one')))
 
@@ -72,7 +74,7 @@ def dataset_options(
         options.max_tokens_valid = 12000
     return options
 
-# %% ../../nbs/cli/846_validate.ipynb #e4d38987
+# %% ../../nbs/cli/846_validate.ipynb #bd544535
 @dataclass
 class Judge:
     "A model, and what it is judged by."
@@ -81,11 +83,13 @@ class Judge:
     criterion: Criterion  # the loss
     dataset: DatasetOptions  # which sets, in batches of which size
     seed: int  # of the order of equally long sentences
+    world: World = field(default_factory=World)  # who shares the work
 
     @classmethod
     def restore(
         cls,
         config: Config,  # of VALIDATE
+        world: World | None = None,  # who shares the work; None: this process alone
     ) -> 'Judge':  # ready
         "Restore what a checkpoint recorded; errors when none is named."
         o, task = config.evaluation, config.task
@@ -104,7 +108,7 @@ class Judge:
         return cls(task, model.to(device).eval(),
                    restore_criterion(state, task, config.criterion).to(device).eval(),
                    dataset_options(cfg.get('dataset') or {}, config.dataset.given()),
-                   CommonOptions.from_values(common).seed)
+                   CommonOptions.from_values(common).seed, world or World())
 
 # %% ../../nbs/cli/846_validate.ipynb #149cbf31
 def restore_criterion(
@@ -122,18 +126,7 @@ def restore_criterion(
         criterion.load_state_dict(state['criterion'])
     return criterion
 
-# %% ../../nbs/cli/846_validate.ipynb #7dba063b
-@patch
-def batches(
-    self: Judge,
-    subset: str,  # a validation set
-) -> list[dict]:  # batches, or an iterator over them
-    "Load a set and cut it into batches."
-    self.task.load_dataset(subset, epoch=1, combine=self.dataset.combine_valid_subsets)
-    return valid_batches(self.task, self.model, self.dataset, subset,
-                         self.seed).next_epoch(shuffle=False)
-
-
+# %% ../../nbs/cli/846_validate.ipynb #705e8ede
 @patch
 @torch.no_grad()
 def measure(
@@ -143,26 +136,37 @@ def measure(
 ) -> dict[str, float]:  # loss, ppl ...
     "Judge a set."
     device, meters = next(self.model.parameters()).device, Metrics()
-    found, limit = self.batches(subset), self.dataset.max_valid_steps
-    if self.dataset.fixed_validation_seed is not None:
-        torch.manual_seed(self.dataset.fixed_validation_seed)
+    d, world = self.dataset, self.world
+    self.task.load_dataset(subset, epoch=1, combine=d.combine_valid_subsets)
+    epochs = valid_batches(self.task, self.model, d, subset, self.seed, world)
+    if d.fixed_validation_seed is not None:
+        torch.manual_seed(d.fixed_validation_seed)
     self.task.begin_valid_epoch(1, self.model)
-    count = len(found) if limit is None else min(limit, len(found))
-    rows = zip(range(count), found)
-    for _, sample in progress(rows, count, f'valid {subset}', 'batch', show_progress):
-        log = self.task.valid_step(move(sample, device), self.model, self.criterion)[2]
-        meters.log(self.task.reduce_metrics([log], self.criterion))
+
+    def judge(sample):
+        return self.task.valid_step(move(sample, device), self.model, self.criterion)[2]
+
+    bar = progress(None, None, f'valid {subset}', 'batch', show_progress)
+    for _, bar.total, logs in judged_rounds(epochs, judge, world, d.max_valid_steps):
+        for log in logs:
+            meters.log(self.task.reduce_metrics([log], self.criterion))
+        bar.update()
+    bar.close()
     return meters.values()
 
-# %% ../../nbs/cli/846_validate.ipynb #8989a816
+# %% ../../nbs/cli/846_validate.ipynb #40c31cde
 def run_validate(
     config: Config,  # of VALIDATE
+    world: World | None = None,  # who shares the work; None: this process alone
 ) -> dict[str, dict[str, float]]:  # subset -> loss, ppl ...
     "Judge every set and tell each as soon as it is done."
-    judge, results = Judge.restore(config), {}
-    silent = config.common.no_progress_bar or config.evaluation.quiet
+    judge, results = Judge.restore(config, world), {}
+    silent = (config.common.no_progress_bar or config.evaluation.quiet
+              or not judge.world.is_first)
     for subset in judge.dataset.valid_subset.split(','):
         results[subset] = judge.measure(subset, False if silent else None)
+        if not judge.world.is_first:
+            continue
         values = as_text(results[subset])
         if config.common.log_format == 'json':
             line = json.dumps({f'{subset}_{name}': v for name, v in values.items()})
@@ -186,19 +190,21 @@ def validate(
     return run_validate(resolve(VALIDATE, {**options, 'data': str(data),
                                            'path': str(path)}))
 
-# %% ../../nbs/cli/846_validate.ipynb #05644d2d
+# %% ../../nbs/cli/846_validate.ipynb #3d010bb9
 def print_validation(
     config: Config,  # of VALIDATE
+    world: World,  # who shares the work; the first worker prints
 ):
     "Judge, with log lines on standard output."
-    set_up_logging(config.common)
-    if config.evaluation.path and not config.evaluation.quiet:
-        logger.info('loading %s', config.evaluation.path)
-    run_validate(config)
+    if world.is_first:
+        set_up_logging(config.common)
+        if config.evaluation.path and not config.evaluation.quiet:
+            logger.info('loading %s', config.evaluation.path)
+    run_validate(config, world)
 
 
 def main(
     argv: list[str] | None = None,  # words after the command's name
 ) -> int:  # the exit code
     "The command `seqlit-validate`."
-    return run_command(VALIDATE, argv, print_validation)
+    return run_on_workers(VALIDATE, argv, print_validation, take_all=False)

@@ -187,7 +187,21 @@ class BaseModel(nn.Module):
         "The longest inputs in tokens."
         raise NotImplementedError(f'{type(self).__name__}.max_positions')
 
-# %% ../../nbs/models/300_model.ipynb #e794bfa4
+# %% ../../nbs/models/300_model.ipynb #132ca8e9
+def _explain_misfit(
+    wanted: dict[str, Tensor],  # of the model
+    given: dict[str, Tensor],  # of the checkpoint
+) -> str:  # a sentence
+    "What to do about parameters that do not fit."
+    words = [name for name, value in wanted.items()
+             if name.endswith('embed_tokens.weight') and name in given
+             and len(given[name]) != len(value)]
+    if words:
+        return (f'{words[0]} has a row for each word: binarise the data with the '
+                'dictionaries of that model (seqlit-preprocess --srcdict, --tgtdict)')
+    return 'give the options that the model was made with; its config.yaml has them'
+
+
 @patch
 def load_state_dict(
     self: BaseModel,
@@ -200,7 +214,8 @@ def load_state_dict(
     problems = compare_states(self.state_dict(), state) if strict else []
     if problems:
         raise SeqlitError('the parameters do not fit this model:\n  '
-                          + '\n  '.join(problems))
+                          + '\n  '.join(problems)
+                          + f'\n{_explain_misfit(self.state_dict(), state)}')
     return nn.Module.load_state_dict(self, state, strict, assign)
 
 
