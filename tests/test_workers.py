@@ -191,3 +191,29 @@ def test_generation_is_shared(data, unbroken):
     words = [data, '--path', unbroken/'checkpoint_last.pt', '--beam', '2', '--batch-size', '7', '--cpu', '--no-progress-bar']
     alone, shared = seqlit('generate', *words), seqlit('generate', *words, '--distributed-world-size', '2')
     assert alone.stdout == shared.stdout and alone.stdout.count('H-') > 10
+
+
+def test_validation_is_shared(data, unbroken, tmp_path):
+    "Two workers measure the same numbers as one, to the last bit."
+    found = []
+    for count in (1, 2):
+        seqlit('validate', data, '--path', unbroken/'checkpoint_last.pt', '--cpu', '--batch-size', '3', '--results-path', tmp_path/str(count),
+               '--distributed-world-size', count)
+        values = json.loads((tmp_path/str(count)/'validate-valid.json').read_text())
+        found.append({name: value for name, value in values.items() if name != 'wps'})
+    assert found[0] == found[1] and found[0]['loss'] > 0
+
+
+def test_evaluation_of_language_models_is_shared(text, tmp_path):
+    "Two workers print the words and the perplexity that one prints."
+    seqlit('preprocess', '--only-source', '-s', 'en', '--trainpref', text/'train', '--testpref', text/'test', '--destdir', tmp_path/'bin')
+    for path in (tmp_path/'bin').glob('*.en-None.en.*'):
+        path.rename(tmp_path/'bin'/path.name.replace('.en-None.en', ''))
+    if (tmp_path/'bin'/'dict.en.txt').exists():
+        (tmp_path/'bin'/'dict.en.txt').rename(tmp_path/'bin'/'dict.txt')
+    seqlit('train', tmp_path/'bin', '--task', 'language_modeling', '--arch', 'transformer_lm_tiny', '--optimizer', 'adam', '--lr', '1e-3',
+           '--max-tokens', '100', '--cpu', '--max-update', '2', '--disable-validation', '--save-dir', tmp_path/'run')
+    words = [tmp_path/'bin', '--path', tmp_path/'run'/'checkpoint_last.pt', '--cpu', '--max-tokens', '40', '--sample-break-mode', 'eos',
+             '--output-word-probs', '--output-word-stats']
+    alone, shared = (seqlit('eval-lm', *words, *more).stdout.splitlines() for more in ([], ['--distributed-world-size', '2']))
+    assert [line for line in alone if 'tokens/s' not in line] == [line for line in shared if 'tokens/s' not in line] and len(alone) > 10

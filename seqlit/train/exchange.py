@@ -6,7 +6,7 @@
 __all__ = ['Exchange', 'pieces', 'SumAfter', 'nothing', 'Judge', 'SumDuring', 'Sharded', 'whole', 'part_like', 'parts_like',
            'make_exchange']
 
-# %% ../../nbs/train/555_exchange.ipynb #d458e116
+# %% ../../nbs/train/555_exchange.ipynb #7191ad3b
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -290,7 +291,7 @@ class Sharded(Exchange):
         "Everything has come already, as a mean over the workers."
         return float(self.world.size)
 
-# %% ../../nbs/train/555_exchange.ipynb #0f682b59
+# %% ../../nbs/train/555_exchange.ipynb #fa7831c0
 @patch
 def recover(
     self: Sharded,
@@ -307,10 +308,16 @@ def recover(
 def assembled(
     self: Sharded,
 ) -> Iterator[None]:  # while the block runs
-    "Keep what lies outside of layers whole while the block runs."
-    self.model.unshard()
+    "Keep all parameters whole while the block runs, on every worker."
+    parts = [m for m in self.model.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
     yield
-    self.model.reshard()
+    for part in parts:
+        keep = part is self.model or self.world.options.no_reshard_after_forward
+        part.set_reshard_after_forward(not keep, recurse=False)
+        part.reshard()
 
 # %% ../../nbs/train/555_exchange.ipynb #494f2884
 def whole(

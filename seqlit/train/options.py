@@ -66,7 +66,7 @@ class AcceptedOptions(Options):
         False, 'accepted for old scripts: data is mapped into memory, not copied')
     plasma_path: str = option('/tmp/plasma', 'accepted for old scripts: see above')
 
-# %% ../../nbs/train/480_options.ipynb #fd316226
+# %% ../../nbs/train/480_options.ipynb #ee4fe643
 LOG_FORMAT = '%(asctime)s | %(levelname)s | %(name)s | %(message)s'
 LOG_DATES = '%Y-%m-%d %H:%M:%S'
 
@@ -97,6 +97,8 @@ class CommonOptions(PrecisionOptions, AcceptedOptions):
         super().__post_init__()
         if self.log_interval < 1:
             raise SeqlitError(f'--log-interval {self.log_interval}: must be 1 or more')
+        if not 0 <= self.seed <= 4_000_000_000:
+            raise SeqlitError(f'--seed {self.seed}: must be from 0 to 4000000000')
 
 # %% ../../nbs/train/480_options.ipynb #7a59084e
 @dataclass
@@ -186,7 +188,7 @@ def check_numbers(self: DatasetOptions):
         raise SeqlitError(f'--shard-id {self.shard_id}: must be from 0 to below '
                           f'--num-shards {self.num_shards}')
 
-# %% ../../nbs/train/480_options.ipynb #d5cce44c
+# %% ../../nbs/train/480_options.ipynb #95f309db
 @dataclass
 class OptimizationOptions(Options):
     "How an update is made, and when the run ends."
@@ -213,3 +215,7 @@ class OptimizationOptions(Options):
             if not value or min(value) < least:
                 raise SeqlitError(f'{flag_of(name)} {value}: give at least one number, '
                                   f'none below {least}')
+        for name in ('max_epoch', 'max_update'):
+            if vars(self)[name] < 0:
+                raise SeqlitError(f'{flag_of(name)} {vars(self)[name]}: must be 0 or '
+                                  'more, and 0 is no bound')
