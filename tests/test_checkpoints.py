@@ -17,7 +17,7 @@ import torch
 from seqlit.base.errors import SeqlitError
 from seqlit.train import checkpoints
 from seqlit.train.checkpoints import (
-    CheckpointManager, CheckpointOptions, find_restore, load_checkpoint, load_newest, newest_first, write_checkpoint)
+    CheckpointManager, CheckpointOptions, find_restore, load_checkpoint, load_newest, _newest_first, write_checkpoint)
 
 SAVER = '''
 import sys, torch
@@ -272,7 +272,7 @@ def test_no_last_one(tmp_path, caplog):
     where = find_restore(CheckpointOptions(save_dir=str(tmp_path), no_last_checkpoints=True))
     assert load_newest(where.path)[1] == tmp_path/'checkpoint3.pt' and where.optimizer and where.dataloader
     assert find_restore(CheckpointOptions(save_dir=str(tmp_path), no_last_checkpoints=True, restore_file=str(tmp_path/'checkpoint_best.pt'))).path.name == 'checkpoint_best.pt'
-    assert newest_first(tmp_path/'checkpoint_last-other.pt') == []
+    assert _newest_first(tmp_path/'checkpoint_last-other.pt') == []
     caplog.clear()
     assert find_restore(CheckpointOptions(save_dir=str(tmp_path/'empty'), no_last_checkpoints=True)).path is None and not caplog.text
 

@@ -239,7 +239,7 @@ LINES = {
     '--lr 1e999': "--lr: expected a list of numbers, got '1e999'",
     '--dropout nan': "--dropout: expected float, got 'nan'",
     '--validate-interval 0': '--validate-interval 0: must be 1 or more',
-    '--patience 3 --disable-validation': '--patience 3 counts validations, and --disable-validation leaves them out',
+    '--patience 3 --disable-validation': '--patience 3 counts validations and --disable-validation leaves them out',
     '--optimizer-overrides {lr': '--optimizer-overrides {lr: expected a dictionary',
     '--ema-decay 2': '--ema-decay 2.0: must be from 0 to 1',
     '--warmup-init-lr -1e-7 --lr-scheduler inverse_sqrt': "one that begins with '-' is written --warmup-init-lr=-VALUE",

@@ -20,7 +20,8 @@ def numbers(trainer: Trainer) -> dict:
     "Every parameter and every entry of the optimizer, as exact numbers."
     state = whole(trainer.state_here())
     entries = {f'{n}.{k}': v for n, entry in state['last_optimizer_state']['state'].items() for k, v in entry.items()}
-    found = {**state['model'], **entries, **state['extra_state'].get('ema', {})}
+    mean = {f'mean.{name}': x for name, x in state['extra_state'].get('ema', {}).items()}
+    found = {**state['model'], **entries, **mean}
     return {name: torch.as_tensor(x).double().flatten().tolist() for name, x in found.items()}
 
 

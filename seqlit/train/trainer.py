@@ -690,7 +690,7 @@ def interruptible(
         for number, handler in ours.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/train/560_trainer.ipynb #73bc1592
+# %% ../../nbs/train/560_trainer.ipynb #b8adfd80
 @patch
 def begin_epoch(
     self: Trainer,
@@ -700,6 +700,10 @@ def begin_epoch(
     batches, o = self.epochs.next_epoch(shuffle=shuffle), self.cfg.optimization
     per_update = o.update_freq[min(self.epoch, len(o.update_freq)) - 1]
     self.updates = GroupedIterator(batches, per_update, o.skip_remainder_batch)
+    if not len(self.updates):
+        raise SeqlitError('an epoch has no update: the set is empty, or its sentences '
+                          'were left out; allow longer ones with --max-tokens and '
+                          '--max-source-positions, or leave out --skip-remainder-batch')
     self.lr_scheduler.step_begin_epoch(self.epoch)
     self.lr_scheduler.step_update(self.num_updates)
     self.task.begin_epoch(self.epoch, self.model)

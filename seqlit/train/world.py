@@ -214,7 +214,7 @@ class World:
                                    group=self.control)
         return found
 
-# %% ../../nbs/train/550_world.ipynb #0fcee2d5
+# %% ../../nbs/train/550_world.ipynb #a8c5ec79
 @contextmanager
 def joined(
     place: Place | None,  # None: alone
@@ -232,9 +232,14 @@ def joined(
     if options.heartbeat_timeout > 0:
         waiting['timeout'] = timedelta(seconds=options.heartbeat_timeout)
     backend = options.distributed_backend if use_gpu else 'gloo'
-    with talking(place.rank):
+    try:
         dist.init_process_group(backend, init_method=place.address, rank=place.rank,
                                 world_size=place.size, **waiting)
         control = dist.new_group(backend='gloo', **waiting) if use_gpu else None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LostWorkers(f'worker {place.rank} cannot meet the others at '
+                          f'{place.address}: another run may use the port, or a worker '
+                          f'was not started ({reason})') from error
     yield World(place.rank, place.size, control, options)
     dist.destroy_process_group()
