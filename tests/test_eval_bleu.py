@@ -175,7 +175,8 @@ def test_workers_share_a_validation(data, trained, tmp_path):
     flags.insert(flags.index('--lr') + 1, '1e-12')
     words = ['train', data, *flags, *stand, '--eval-bleu', '--eval-bleu-remove-bpe', '--eval-bleu-args', json.dumps(SEARCH),
              '--batch-size-valid', 7, '--save-dir', tmp_path]
-    for start, more in [(seqlit, []), (test_commands.seqlit, ['--distributed-world-size', 2])]:
+    two = ['--distributed-world-size', 2]
+    for start, more in [(seqlit, []), (test_commands.seqlit, two), (test_commands.seqlit, [*two, '--ddp-backend', 'fully_sharded'])]:
         log = start(*words, *more).stdout
         logs.append([float(re.search(rf'"valid_{name}": "([\d.]+)"', log)[1]) for name in ('loss', 'bleu')])
-    assert logs[0] == logs[1] and logs[0][1] == trained[1][-1]['bleu']
+    assert logs[0] == logs[1] == logs[2] and logs[0][1] == trained[1][-1]['bleu']

@@ -6,7 +6,7 @@
 __all__ = ['Exchange', 'pieces', 'SumAfter', 'nothing', 'Judge', 'SumDuring', 'Sharded', 'whole', 'part_like', 'parts_like',
            'make_exchange']
 
-# %% ../../nbs/train/555_exchange.ipynb #7191ad3b
+# %% ../../nbs/train/555_exchange.ipynb #3c1ebadf
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -15,10 +15,6 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard)
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base.errors import SeqlitError
@@ -259,12 +255,14 @@ def collect(
         self.parameters[n].grad = None
     return float(self.world.size)
 
-# %% ../../nbs/train/555_exchange.ipynb #7375931d
+# %% ../../nbs/train/555_exchange.ipynb #84b8d841
 class Sharded(Exchange):
     "Every worker keeps a part of each parameter."
     is_sharded = True
 
     def __init__(self, model, criterion, world):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
         options = world.options
         if next(criterion.parameters(), None) is not None:
             raise SeqlitError('--ddp-backend fully_sharded: this criterion has '
@@ -291,7 +289,7 @@ class Sharded(Exchange):
         "Everything has come already, as a mean over the workers."
         return float(self.world.size)
 
-# %% ../../nbs/train/555_exchange.ipynb #fa7831c0
+# %% ../../nbs/train/555_exchange.ipynb #62d1ed3f
 @patch
 def recover(
     self: Sharded,
@@ -309,6 +307,7 @@ def assembled(
     self: Sharded,
 ) -> Iterator[None]:  # while the block runs
     "Keep all parameters whole while the block runs, on every worker."
+    from torch.distributed.fsdp import FSDPModule
     parts = [m for m in self.model.modules() if isinstance(m, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -319,12 +318,13 @@ def assembled(
         part.set_reshard_after_forward(not keep, recurse=False)
         part.reshard()
 
-# %% ../../nbs/train/555_exchange.ipynb #494f2884
+# %% ../../nbs/train/555_exchange.ipynb #a95d07b0
 def whole(
     value: object,  # a state: tensors in dictionaries and lists, some of them in parts
     keep: bool = True,  # False: take part in the exchange, but keep nothing
 ) -> object:  # the same with whole tensors on the CPU
     "Put parts together; called by all workers."
+    from torch.distributed.tensor import DTensor
     if isinstance(value, DTensor):
         full = value.full_tensor()
         return full.cpu() if keep else None
@@ -340,8 +340,10 @@ def part_like(
     like: Tensor,  # in parts, or whole
 ) -> object:  # in the same parts, on the same device
     "Cut a tensor as another one of its shape is cut."
-    if not (torch.is_tensor(value) and isinstance(like, DTensor)
-            and value.shape == like.shape):
+    if type(like) in (Tensor, nn.Parameter) or not torch.is_tensor(value):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements,
                              src_data_rank=None)

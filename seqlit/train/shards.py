@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['take_parts', 'put_back', 'shard_names', 'write_shard', 'unused_shards', 'join_shards']
 
-# %% ../../nbs/train/535_shards.ipynb #1f2157be
+# %% ../../nbs/train/535_shards.ipynb #e93aa852
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ..base.errors import SeqlitError
 from ..base.files import atomic_write
 from ..base.unpickle import load_checkpoint_file
 
-# %% ../../nbs/train/535_shards.ipynb #630d7904
+# %% ../../nbs/train/535_shards.ipynb #484a3df2
 def take_parts(
     value: object,  # a state; its tensors may be cut
     parts: dict[tuple, Tensor],  # filled: path of keys -> rows that are here
     path: tuple = (),  # keys that lead to the value
 ) -> object:  # the state with None for everything that was cut
     "Separate what only this worker has from what all have."
+    from torch.distributed.tensor import DTensor
     if isinstance(value, DTensor):
         parts[path] = value.to_local().detach().cpu().clone()
         return None
