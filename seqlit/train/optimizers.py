@@ -260,7 +260,7 @@ class Adam(Optimizer):
         for group, eps in zip(groups, plain):
             group['eps'] = eps
 
-# %% ../../nbs/train/510_optimizers.ipynb #e3f86a0c
+# %% ../../nbs/train/510_optimizers.ipynb #e80ecfc4
 KERNEL_SETTINGS = {'foreach', 'maximize', 'capturable', 'differentiable', 'fused',
                    'decoupled_weight_decay'}
 
@@ -270,9 +270,14 @@ def state_dict(
     self: Optimizer,
 ) -> dict:  # 'state' by parameter number, and 'param_groups'
     "What each parameter remembers, as plain data on the CPU, and the settings."
+    def kept(name, value):
+        if name == 'step' or not torch.is_tensor(value):
+            return int(value) if name == 'step' else value
+        value = value.detach()  # in parts it stays where its workers can gather it
+        return value.cpu().clone() if type(value) is Tensor else value.clone()
+
     state = self.optimizer.state_dict()
-    values = {number: {k: v if not torch.is_tensor(v) else int(v) if k == 'step'
-                       else v.detach().cpu().clone() for k, v in entries.items()}
+    values = {number: {k: kept(k, v) for k, v in entries.items()}
               for number, entries in state['state'].items()}
     groups = [{k: v for k, v in group.items() if k not in KERNEL_SETTINGS}
               for group in state['param_groups']]
