@@ -233,7 +233,7 @@ def test_signals(tmp_path, unbroken, sign, workers):
         if line.startswith('@ 23 Update'): break
     os.killpg(process.pid, sign)   # as a terminal does: to the readers, too
     rest = process.communicate(timeout=100)[0]
-    asked = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}.get(sign)
+    asked = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'SIGTERM'}.get(sign)  # as the log says it
     assert process.returncode == (0 if asked else -sign), rest
     if asked: assert 'Traceback' not in rest and asked in rest and 'Stopped' in rest, rest
     process = start(tmp_path, f'num_workers={workers}')
